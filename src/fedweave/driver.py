@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One simulated run: carries out the coordinator's effects with an engine, a clock and a store."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import torch
+from torch import nn
+
+from fedweave import history as events
+from fedweave import names
+from fedweave.config import Config
+from fedweave.contract import Algorithm
+from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
+from fedweave.data import Split
+from fedweave.engines import Eager, Engine, Job
+from fedweave.errors import UnknownName, UsageError
+from fedweave.history import Round, Target, rounds_to
+from fedweave.interrupt import Interrupt
+from fedweave.layout import model_hash
+from fedweave.models import Loss, Model, ModelChoice, build, tensor
+from fedweave.policy import Rules, Synchronous, cohort_size
+from fedweave.store import RunStore, pack, unpack
+
+ENGINES = ("auto", "eager")
+
+Observer = Callable[[events.Event], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Args:
+        history: a record per round, from 1.
+        start: the evaluation of the initial model (round 0), or None.
+        weights: the final parameters and buffers by name.
+        model_hash: hex SHA-256 of the final flat weights.
+        status, message: how it ended: rounds, target, patience, time, diverged or interrupted; and one sentence.
+        target: what was to be reached, or None.
+        config: the run as it can be run again.
+        folder: where it is kept, or None.
+        split: the data; None if the run was read back.
+    """
+
+    history: list[Round]
+    start: Round | None
+    weights: dict[str, npt.NDArray[Any]]
+    model_hash: str
+    status: str
+    message: str
+    target: Target | None
+    config: Config
+    parameters: int
+    folder: Path | None = None
+    split: Split | None = field(default=None, repr=False)
+    make: Callable[[], nn.Module] | None = field(default=None, repr=False)
+
+    @property
+    def rounds_to_target(self) -> float | None:
+        """Rounds until the target was first reached, interpolated between evaluations as in the FedAvg paper; None if never."""
+        return None if self.target is None else self.rounds_to(self.target.metric, self.target.value)
+
+    def rounds_to(self, metric: str, value: float) -> float | None:
+        """Interpolated rounds until a metric first reached a value; None if it did not."""
+        points = ([self.start] if self.start is not None else []) + self.history
+        return rounds_to(points, Target(metric, value))
+
+    def module(self) -> nn.Module:
+        """The trained model as a plain nn.Module, in evaluation mode.
+
+        Raises:
+            UsageError: the run was read back from a folder, so that the model's code is not at hand.
+        """
+        if self.make is None:
+            raise UsageError("This result was read back without its model. Build the module and load result.weights into it.")
+        module = self.make()
+        module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in self.weights.items()}, strict=False)
+        return module.eval()
+
+
+def threads_for(model: Model, split: Split, config: Config) -> int:
+    """Threads by rule, never by a stopwatch: where a step is mostly calls, a second thread only makes them slower."""
+    if config.threads is not None:
+        if config.threads < 1:
+            raise UsageError(f"threads is {config.threads}; it must be a whole number from 1 up.")
+        return config.threads
+    whole = config.local.batch_size == "all" or config.algorithm.startswith("fedsgd")
+    batch = int(np.median(split.sizes)) if whole else min(int(config.local.batch_size), int(split.sizes.max(initial=1)))
+    worth = model.heavy or model.layout.size * batch >= 10_000_000
+    return torch.get_num_threads() if worth else 1
+
+
+class Driver:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        config: Config,
+        split: Split,
+        model: ModelChoice,
+        algorithm: Algorithm,
+        loss: Loss | str | None,
+        metrics: Mapping[str, Loss] | None,
+        rules: Rules,
+        observer: Observer | None,
+    ) -> None:
+        if config.engine not in ENGINES:
+            raise UnknownName("engine", config.engine, ENGINES)
+        if split.clients == 0:
+            raise UsageError("The data has no clients.")
+        self.split, self.rules, self.observer = split, rules, observer or (lambda event: None)
+        self.policy = Synchronous(cohort_size(config.cohort, split.clients))
+        shape = tuple(split.x_train.shape[1:])
+        self.make = lambda: build(model, shape, split.classes, config.seed)
+        objective = names.imported("loss", loss) if isinstance(loss, str) else loss
+        self.model = Model(self.make(), objective, metrics)
+        label = model if isinstance(model, str) else type(self.model.module).__name__
+        self.model.check(tensor(split.x_train), tensor(split.y_train), label)
+        self.label = label
+        self.config = config.model_copy(update={"threads": threads_for(self.model, split, config)})
+        self.algorithm = algorithm
+        self.engine: Engine = Eager(
+            self.model,
+            split,
+            algorithm,
+            config.local.value(),
+            config.seed,
+            evaluate=config.evaluate,
+            buffers=config.buffers,
+            watch=self._watch,
+        )
+        self.state = algorithm.init(self.model.flat.clone())
+        self.buffers: Any = self.model.statistics()
+        self.store: RunStore | None = None
+        self.expected: dict[int, str] = {}
+        self.start: Round | None = None
+        self.history: list[Round] = []
+        self._number = self._done = 0
+
+    # Where a run begins --------------------------------------------------------------------------------------------------
+
+    def begin_from(self, initial: Mapping[str, npt.ArrayLike]) -> None:
+        weights, buffers = self.model.layout.flatten(initial)
+        if not np.isfinite(weights).all():
+            raise UsageError("The initial weights are not all finite.")
+        self.state, self.buffers = self.algorithm.init(torch.from_numpy(weights)), torch.from_numpy(buffers)
+
+    def keep_in(self, folder: Path, initial: Mapping[str, npt.ArrayLike] | None) -> None:
+        if self.split.spec is None:
+            self.config = self.config.model_copy(update={"data": "./data"})
+        about = {
+            "split": self.split.fingerprint,
+            "layout": self.model.layout.fingerprint,
+            "slots": self.model.layout.spell(),
+            "model": self.label,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
+        }
+        self.store = RunStore.create(folder)
+        try:
+            if self.split.spec is None:
+                self.split.save(folder / "data")
+            if initial is not None:
+                self.store.write("initial.safetensors", safetensors.numpy.save(_arrays(initial)))
+            self.store.begin(self.config, about, self._snapshot())
+        except BaseException:
+            self.store.close()
+            raise
+
+    def go_on_from(self, store: RunStore) -> None:
+        checkpoint = store.restore()
+        self.expected = {record.number: record.model_hash for record in store.history()}
+        done = store.rewind(checkpoint.round)
+        self.start = next((record for record in done if record.number == 0), None)
+        self.history = [record for record in done if record.number > 0]
+        self.state, self.buffers, kept = unpack(checkpoint.arrays, torch.from_numpy)
+        self.engine.kept = kept
+        self.store = store
+
+    # The loop ------------------------------------------------------------------------------------------------------------
+
+    def drive(self) -> Result:
+        began = time.monotonic()
+        self.coordinator = coordinator = Coordinator(
+            self.algorithm, self.state, self.buffers, self.split.clients, self.policy, self.rules, self.config.seed,
+            self.start, self.history,
+        )  # fmt: skip
+        self.observer(self._opening())
+        limit = self.config.max_seconds
+        ended = Finish("rounds", "")
+        try:
+            with _torch_threads(self.config.threads or 1), Interrupt() as interrupt:
+                effects = deque(coordinator.handle(Begin(), began))
+                while effects:
+                    match effects.popleft():
+                        case Train(number, clients):
+                            self._number, self._done = number, 0
+                            self.observer(events.RoundStarted(number, tuple(clients.tolist())))
+                            job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers)
+                            for b in self.engine.train(job):
+                                now = time.monotonic()
+                                if interrupt.asked:
+                                    coordinator.handle(Stop("interrupted"), now)
+                                elif limit is not None and now - began > limit:
+                                    coordinator.handle(Stop("time"), now)
+                                arrived = Arrived(number, b.first, b.last, b.partial, b.tally)
+                                effects.extend(coordinator.handle(arrived, now))
+                        case Evaluate(number):
+                            before = time.monotonic()
+                            measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
+                            now = time.monotonic()
+                            effects.extend(coordinator.handle(Evaluated(number, measured, now - before), now))
+                        case Publish(record):
+                            self._publish(record)
+                        case Finish() as finish:
+                            ended = finish
+            return self._result(ended)
+        finally:
+            if self.store is not None:
+                self.store.close()
+
+    def _opening(self) -> events.RunStarted:
+        return events.RunStarted(
+            model=self.label,
+            parameters=self.model.layout.size,
+            algorithm=self.config.algorithm,
+            data=self.split.name,
+            clients=self.split.clients,
+            cohort=self.policy.size,
+            rounds=self.rules.rounds,
+            engine=self.engine.name,
+            target=self.rules.target,
+            folder=str(self.store.folder) if self.store is not None else None,
+            resumed_at=len(self.history),
+        )
+
+    def _watch(self, client: int) -> None:
+        self._done += 1
+        self.observer(events.ClientDone(self._number, client, self._done))
+
+    def _publish(self, record: Round) -> None:
+        expected = self.expected.pop(record.number, None)
+        if expected is not None and expected != record.model_hash:
+            self.expected.clear()
+            warnings.warn(
+                f"Round {record.number} came out otherwise than before the run was resumed ({record.model_hash[:12]}, not "
+                f"{expected[:12]}): the machine or the versions of torch and NumPy are not those it began with.",
+                stacklevel=2,
+            )
+        if self.store is not None:
+            self.store.append(record)
+            if record.number > 0 and self.store.due(self.config.checkpoint_every):
+                self.store.checkpoint(record.number, self._snapshot())
+        self.observer(record)
+
+    def _snapshot(self) -> dict[str, npt.NDArray[Any]]:
+        at = getattr(self, "coordinator", self)
+        return pack(at.state, at.buffers, self.engine.kept)
+
+    def _result(self, ended: Finish) -> Result:
+        c = self.coordinator
+        weights = self.model.layout.unflatten(c.state.weights.numpy(), c.buffers.numpy())
+        digest = model_hash(c.state.weights.numpy(), c.buffers.numpy())
+        message = ended.message
+        status: Status = ended.status
+        if self.store is not None:
+            self.store.checkpoint(c.round, self._snapshot())
+            if status == "interrupted":
+                message += f" Resume with: fedweave resume {self.store.folder}"
+            self.store.finish(weights, status=status, message=message, config=self.config.model_dump_json())
+        elif status == "interrupted":
+            message += " Nothing was kept; give an out folder to be able to resume."
+        self.observer(events.RunEnded(status, message))
+        return Result(
+            history=c.history,
+            start=c.start,
+            weights=weights,
+            model_hash=digest,
+            status=status,
+            message=message,
+            target=self.rules.target,
+            config=self.config,
+            parameters=self.model.layout.size,
+            folder=self.store.folder if self.store is not None else None,
+            split=self.split,
+            make=self.make,
+        )
+
+
+def _arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.ascontiguousarray(value) for name, value in initial.items()}
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

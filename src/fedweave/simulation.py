@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulator: drives the coordinator with an engine in this process, and keeps the run in a folder if one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+import torch
+
+from fedweave import data as datasets
+from fedweave import names
+from fedweave.algorithms import algorithm as named_algorithm
+from fedweave.algorithms import spell
+from fedweave.config import Config, LocalConfig
+from fedweave.contract import Algorithm, Local
+from fedweave.data import Split
+from fedweave.driver import Driver, Observer, Result
+from fedweave.errors import DataError, MismatchError, UsageError
+from fedweave.history import Round, Target
+from fedweave.layout import Layout, model_hash
+from fedweave.models import Loss, ModelChoice
+from fedweave.policy import Rules
+from fedweave.store import RunStore, unpack
+
+IN_MEMORY = "in-memory"
+"""Stands in a configuration for a Python object that no text can name."""
+
+
+def simulate(
+    *,
+    model: ModelChoice,
+    data: Split,
+    algorithm: Algorithm | str = "fedavg",
+    local: Local | None = None,
+    cohort: float = 0.1,
+    rounds: int = 100,
+    target: Target | tuple[str, float] | str | None = None,
+    stop_at_target: bool = True,
+    patience: int | None = None,
+    max_seconds: float | None = None,
+    seed: int = 0,
+    initial: Mapping[str, npt.ArrayLike] | None = None,
+    evaluate_every: int = 1,
+    evaluate: str = "auto",
+    buffers: str = "mean",
+    loss: Loss | str | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    out: str | Path | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
+    checkpoint_every: float = 10.0,
+    observer: Observer | None = None,
+) -> Result:
+    """Train one model over a split's clients.
+
+    Args:
+        model: a name (``"2nn"``, ``"cnn"``, ``"char-lstm"``, ``"cifar-cnn"``, ``"logistic"``), ``"package.module:factory"``, a
+            factory without arguments, or an nn.Module, whose weights are then the initial ones.
+        data: from ``fedweave.data.partition`` or ``from_clients``.
+        algorithm: an Algorithm or its text, e.g. ``"fedsgd(server_lr=0.1)"``.
+        local: the local training asked of every client.
+        cohort: clients per round: a fraction of them (float) or a count (int).
+        rounds: rounds at most; 0 only makes the initial model.
+        target: a metric and a value, ``("accuracy", 0.97)``; ends the run unless ``stop_at_target`` is False.
+        patience: end after so many evaluations without improvement.
+        max_seconds: end after so many seconds (the one rule by which two runs of one seed can differ in length).
+        seed: addresses every random draw but the split's.
+        initial: start weights by name; the model's own initialisation, drawn from the seed, unless given.
+        evaluate_every: rounds between evaluations; 0 for never. The last round is always evaluated otherwise.
+        evaluate: ``"central"`` (the test set), ``"clients"`` (each on its own examples), ``"both"``, or ``"auto"``: the test
+            set if there is one.
+        buffers: BatchNorm statistics and the like: ``"mean"`` averages the clients', ``"keep"`` leaves the initial ones.
+        loss: (output, y) -> mean loss, or its ``"package.module:function"``; cross-entropy unless given.
+        metrics: name -> (output, y) -> value per example, measured beside the loss.
+        out: folder to keep the run in; it can then be resumed after any crash.
+        engine: ``"eager"``, or ``"auto"`` to have it chosen.
+        threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
+        checkpoint_every: seconds between checkpoints.
+        observer: called with each event of ``fedweave.history``.
+
+    Raises:
+        UsageError, UnknownName, MismatchError: a value cannot be used; nothing was trained.
+        StoreError: ``out`` holds a run already or cannot be written.
+    """
+    if not isinstance(data, Split):
+        remedy = "make one with fw.data.partition(data, fw.IID(), clients=100) or fw.data.from_clients([...])"
+        raise UsageError(f"data is a {type(data).__name__}, but clients' data is needed: {remedy}.")
+    algorithm = named_algorithm(algorithm)
+    wanted = Target.of(target) if target is not None else None
+    rules = Rules(rounds, wanted, stop_at_target, patience, evaluate_every)
+    config = Config.make(
+        {
+            **_spelled_data(data),
+            "model": model if isinstance(model, str) else names.address(model) or IN_MEMORY,
+            "loss": loss if isinstance(loss, str) or loss is None else names.address(loss) or IN_MEMORY,
+            "algorithm": spell(algorithm),
+            "local": LocalConfig.of(local or Local()),
+            "cohort": cohort,
+            "rounds": rounds,
+            "target": None if wanted is None else f"{wanted.metric}={wanted.value!r}",
+            "stop_at_target": stop_at_target,
+            "patience": patience,
+            "max_seconds": max_seconds,
+            "seed": seed,
+            "evaluate_every": evaluate_every,
+            "evaluate": _measured(evaluate, data),
+            "buffers": buffers,
+            "engine": engine,
+            "threads": threads,
+            "checkpoint_every": checkpoint_every,
+            "initial": None if initial is None else "initial.safetensors",
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        driver = Driver(config, data, model, algorithm, loss, metrics, rules, observer)
+        if initial is not None:
+            driver.begin_from(initial)
+        if out is not None:
+            driver.keep_in(Path(out), initial)
+        return driver.drive()
+
+
+def run(config: Config, *, out: str | Path | None = None, observer: Observer | None = None) -> Result:
+    """Run a configuration, as ``fedweave run`` does. Raises what ``simulate`` raises."""
+    arguments: dict[str, Any] = config.model_dump(
+        exclude={"data", "partition", "clients", "holdout", "split_seed", "local", "initial"}
+    )
+    if config.model == IN_MEMORY or config.loss == IN_MEMORY:
+        raise UsageError("This configuration's model or loss was a Python object that no text can name; run it from Python.")
+    return simulate(
+        **arguments,
+        data=split_of(config),
+        local=config.local.value(),
+        initial=None if config.initial is None else _read_weights(Path(config.initial)),
+        out=out,
+        observer=observer,
+    )
+
+
+def resume(
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    model: ModelChoice | None = None,
+    data: Split | None = None,
+    algorithm: Algorithm | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Loss] | None = None,
+    observer: Observer | None = None,
+) -> Result:
+    """Go on with a run that was killed, interrupted or finished, to the same bits as if it had never stopped.
+
+    Args:
+        folder: where it is kept.
+        rounds: a later last round than was configured.
+        model, data, algorithm, loss, metrics: needed again only if they were Python objects that no text can name.
+
+    Raises:
+        StoreError: the folder holds no run, or its checkpoint is damaged.
+        MismatchError: the model or the data is not what the run began with.
+    """
+    folder = Path(folder)
+    store = RunStore.open(folder)
+    try:
+        about = store.about()
+        config = store.config()
+        if rounds is not None:
+            config = Config.make(config.model_dump() | {"rounds": rounds})
+        split = data if data is not None else split_of(config.resolved(folder))
+        if split.fingerprint != about["split"]:
+            raise MismatchError(f"The data is not what the run in {folder} began with. Pass the same split as data=.")
+        chosen = model if model is not None else config.model
+        objective = loss if loss is not None else config.loss
+        for name, choice in (("model", chosen), ("loss", objective)):
+            if choice == IN_MEMORY:
+                raise UsageError(f"The run's {name} was a Python object that no text can name: pass it again as {name}=.")
+        rules = Rules(
+            config.rounds,
+            Target.of(config.target) if config.target else None,
+            config.stop_at_target,
+            config.patience,
+            config.evaluate_every,
+        )
+        with torch.random.fork_rng(devices=[]):
+            chosen_algorithm = named_algorithm(algorithm or config.algorithm)
+            driver = Driver(config, split, chosen, chosen_algorithm, objective, metrics, rules, observer)
+            if driver.model.layout.fingerprint != about["layout"]:
+                raise MismatchError(f"The model is not the one that the run in {folder} began with. Pass the same model=.")
+            driver.go_on_from(store)
+            return driver.drive()
+    finally:
+        store.close()
+
+
+def load_result(folder: str | Path) -> Result:
+    """Read a run back without training: finished, interrupted or killed (then up to its last checkpoint).
+
+    Raises:
+        StoreError: the folder holds no run, or its files are damaged.
+    """
+    folder = Path(folder)
+    store = RunStore.open(folder)
+    try:
+        about, config = store.about(), store.config()
+        checkpoint = store.restore()
+        layout = Layout.parse(about["slots"])
+        state, buffers, _ = unpack(checkpoint.arrays, np.asarray)
+        records = [record for record in store.history() if record.number <= checkpoint.round]
+        return Result(
+            history=[record for record in records if record.number > 0],
+            start=next((record for record in records if record.number == 0), None),
+            weights=layout.unflatten(state.weights, buffers),
+            model_hash=model_hash(state.weights, buffers),
+            status=about.get("status", "interrupted"),
+            message=about.get("message", f"Killed after round {checkpoint.round}. Resume with: fedweave resume {folder}"),
+            target=Target.of(config.target) if config.target else None,
+            config=config,
+            parameters=layout.size,
+            folder=folder,
+        )
+    finally:
+        store.close()
+
+
+def split_of(config: Config) -> Split:
+    """The data of a configuration, loaded and split.
+
+    Raises:
+        UsageError, DataError: there is no such data, or it cannot be split so.
+    """
+    if config.data == IN_MEMORY:
+        raise UsageError("The run's data was in memory and is not kept: pass it again as data=.")
+    if config.partition in (None, "none"):
+        return datasets.load_split(config.data)
+    seed = config.seed if config.split_seed is None else config.split_seed
+    return datasets.partition(
+        datasets.load(config.data), config.partition, clients=config.clients, seed=seed, holdout=config.holdout
+    )
+
+
+def _spelled_data(split: Split) -> dict[str, Any]:
+    if split.spec is None:
+        return {"data": IN_MEMORY, "partition": "none", "clients": None}
+    spec = split.spec
+    return {
+        "data": spec["source"],
+        "partition": spec["partition"],
+        "clients": spec["clients"],
+        "split_seed": spec["seed"],
+        "holdout": spec.get("holdout", 0.0),
+    }
+
+
+def _measured(evaluate: str, split: Split) -> str:
+    if evaluate not in ("auto", "central", "clients", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
+    central = split.x_test is not None and len(split.x_test) > 0
+    if not central and evaluate in ("central", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
+    return evaluate if evaluate != "auto" else "central" if central else "clients"
+
+
+def _read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        return dict(safetensors.numpy.load(path.read_bytes()))
+    except OSError as error:
+        raise UsageError(f"The start weights {path} cannot be read: {error.strerror}.") from None
+    except Exception as error:
+        raise DataError(f"The start weights {path} are not a safetensors file: {error}.") from None
+
+
+__all__ = ["Result", "Round", "load_result", "resume", "run", "simulate", "split_of"]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Content-addressed files: a blob's name is the SHA-256 of its bytes, so what is read is what was written, or an error."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from fedweave.errors import StoreError
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all: write aside, fsync, rename, fsync the folder."""
+    try:
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error.strerror}. Free some space or choose another folder.") from None
+
+
+class Blobs:
+    """Blobs of named arrays, as safetensors, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.safetensors"
+
+    def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+        """Keep the arrays; returns their address, the hex SHA-256 of the file."""
+        content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        digest = hashlib.sha256(content).hexdigest()
+        if not self.path(digest).exists():
+            write_durably(self.path(digest), content)
+        return digest
+
+    def read(self, digest: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays at an address.
+
+        Raises:
+            StoreError: the file is not there, or is not what was written.
+        """
+        path = self.path(digest)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"The blob {path} cannot be read: {error.strerror}.") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise StoreError(
+                f"The checkpoint {path} is corrupt: its SHA-256 is {found[:12]}..., not {digest[:12]}... "
+                f"Delete this file to go back to the checkpoint before it."
+            )
+        return dict(safetensors.numpy.load(content))
+
+    def keep_only(self, digests: Iterable[str]) -> None:
+        """Remove all other blobs and what a crash left half written."""
+        kept = {self.path(digest).name for digest in digests}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
