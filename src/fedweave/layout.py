@@ -120,7 +120,7 @@ class Layout:
             flat = weights if slot.role == "parameter" else buffers
             part = flat[slot.offset : slot.offset + slot.size].reshape(slot.shape)
             whole = np.dtype(slot.dtype).kind in "iub"
-            named[slot.name] = (np.rint(part) if whole else part).astype(slot.dtype, copy=True)
+            named[slot.name] = np.array(np.rint(part) if whole else part, dtype=slot.dtype)
         return named
 
     def flatten(self, named: Mapping[str, npt.ArrayLike]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -31,10 +31,10 @@ def algorithm(choice: str | Algorithm) -> Algorithm:
     head, _, _ = choice.partition("(")
     if ":" not in head:
         return names.build("algorithm", REGISTRY, choice)
-    made = names.build("algorithm", {head: names.imported("algorithm", head)}, choice)
-    if not isinstance(made, Algorithm):
-        raise UsageError(f"The algorithm {choice!r} is a {type(made).__name__}, not a fedweave Algorithm.")
-    return made
+    found = names.imported("algorithm", head)
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise UsageError(f"{head!r} is not a fedweave Algorithm; name a class that derives from fedweave.Algorithm.")
+    return names.build("algorithm", {head: found}, choice)
 
 
 def spell(value: Algorithm) -> str:

@@ -139,13 +139,15 @@ class RunStore:
                 f"{folder} holds no run: there is no ledger.sqlite3 in it. Give a folder made by fedweave run --out."
             )
         store = cls(folder)
-        about = store.about()
-        if not about:
+        try:
+            about = store.about()
+            if not about:
+                raise StoreError(f"The run in {folder} was ended before it began. Start it again with the same command.")
+            if about["schema"] != str(SCHEMA):
+                raise StoreError(f"The run in {folder} has schema {about['schema']}, this fedweave reads schema {SCHEMA}.")
+        except BaseException:
             store.close()
-            raise StoreError(f"The run in {folder} was ended before it began. Start it again with the same command.")
-        if about["schema"] != str(SCHEMA):
-            store.close()
-            raise StoreError(f"The run in {folder} has schema {about['schema']}, this fedweave reads schema {SCHEMA}.")
+            raise
         return store
 
     def about(self) -> dict[str, str]:
@@ -227,8 +229,9 @@ class RunStore:
         self._flushed = time.monotonic()
 
     def due(self, every: float) -> bool:
-        """Whether it is time for a checkpoint: ``every`` so many seconds, and at most a twentieth of the time spent on them."""
-        return time.monotonic() - self._saved >= max(every, 20 * self._saving)
+        """Whether it is time for a checkpoint: ``every`` so many seconds, but at most a twentieth of the time goes into them;
+        0 is after every round, whatever it costs."""
+        return every == 0 or time.monotonic() - self._saved >= max(every, 20 * self._saving)
 
     def checkpoint(self, round: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Keep all that is needed to go on after this round, and the rounds up to it. The one before it is kept too."""

@@ -42,4 +42,4 @@ def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> tuple[Sta
 
 
 def _host(value: Array) -> Host:
-    return np.array(value.cpu() if hasattr(value, "cpu") else value)
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value).copy()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weighted mean against exact fractions, in any grouping."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedweave as fw
+from fedweave.reduce.mean import COLUMNS, Mean
+
+numbers = st.floats(-1e6, 1e6, width=32)
+cohorts = st.integers(1, 6).flatmap(
+    lambda width: st.lists(
+        st.tuples(st.integers(0, 1000), st.lists(numbers, min_size=width, max_size=width)), min_size=1, max_size=9
+    )
+)
+
+
+def gathered(updates: list[fw.Update], blocks: int = 1) -> fw.Update | None:
+    mean = Mean()
+    total = mean.empty()
+    for first in range(0, len(updates), blocks):
+        part = mean.empty()
+        for update in updates[first : first + blocks]:
+            part = mean.add(part, update)
+        total = mean.merge(total, part)
+    return mean.result(total)
+
+
+@given(cohort=cohorts, blocks=st.integers(1, 9))
+def test_the_mean_is_the_exact_mean_rounded(cohort, blocks: int) -> None:
+    updates = [fw.Update(delta=np.array(values, np.float32), weight=weight) for weight, values in cohort]
+    found = gathered(updates, blocks)
+    total = sum(weight for weight, _ in cohort)
+    if total == 0:
+        assert found is None
+        return
+    assert found is not None
+    assert found.weight == total
+    assert found.delta.dtype == np.float32
+    for column, value in enumerate(found.delta.tolist()):
+        exact = sum(Fraction(weight) * Fraction(float(np.float32(values[column]))) for weight, values in cohort) / total
+        largest = max(abs(float(np.float32(values[column]))) for _, values in cohort)
+        assert abs(value - float(exact)) <= 1e-7 * abs(float(exact)) + 1e-12 * largest + 1e-45
+
+
+@given(cohort=cohorts)
+def test_numpy_and_torch_agree_to_the_bit(cohort) -> None:
+    host = gathered([fw.Update(delta=np.array(values, np.float32), weight=weight) for weight, values in cohort])
+    other = gathered([fw.Update(delta=torch.tensor(values, dtype=torch.float32), weight=weight) for weight, values in cohort])
+    assert (host is None) == (other is None)
+    if host is not None and other is not None:
+        assert host.delta.tobytes() == other.delta.numpy().tobytes()
+
+
+@given(values=st.lists(numbers, min_size=1, max_size=5), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=20))
+def test_the_mean_of_equal_updates_is_that_update(values, weights) -> None:
+    delta = np.array(values, np.float32)
+    found = gathered([fw.Update(delta=delta, weight=weight) for weight in weights], 4)
+    assert found is not None
+    assert found.delta.tobytes() == (delta + np.float32(0)).tobytes()
+
+
+def test_every_array_and_scalar_of_an_update_is_averaged() -> None:
+    updates = [
+        fw.Update(delta=np.ones((2, 3), np.float32), tau=2.0, weight=1),
+        fw.Update(delta=np.zeros((2, 3), np.float32), tau=6.0, weight=3),
+    ]
+    found = gathered(updates)
+    assert found is not None
+    assert found.tau == 5.0
+    np.testing.assert_array_equal(found.delta, np.full((2, 3), 0.25, np.float32))
+
+
+def test_long_vectors_are_walked_through_in_parts() -> None:
+    draw = np.random.default_rng(0)
+    stack = draw.normal(size=(3, 2 * COLUMNS + 7)).astype(np.float32)
+    found = gathered([fw.Update(delta=row, weight=k + 1) for k, row in enumerate(stack)])
+    assert found is not None
+    expected = np.average(stack.astype(np.float64), axis=0, weights=[1, 2, 3]).astype(np.float32)
+    np.testing.assert_array_equal(found.delta, expected)
+
+
+def test_an_update_is_left_as_it_is() -> None:
+    delta = np.ones(3, np.float32)
+    gathered([fw.Update(delta=delta, weight=5), fw.Update(delta=delta, weight=5)])
+    np.testing.assert_array_equal(delta, np.ones(3))
+
+
+def test_nothing_gathered_has_no_mean() -> None:
+    assert gathered([]) is None
+    assert isinstance(Mean(), fw.Reduction)
+    with pytest.raises(AttributeError, match="holds no 'momentum'; it holds weight, delta"):
+        _ = fw.Update(weight=1, delta=np.zeros(1)).momentum
