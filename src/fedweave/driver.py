@@ -124,12 +124,18 @@ class Driver:
         self.split, self.rules, self.observer = split, rules, observer or (lambda event: None)
         self.policy = Synchronous(cohort_size(config.cohort, split.clients))
         shape = tuple(split.x_train.shape[1:])
-        self.make = lambda: build(model, shape, split.classes, config.seed)
+
+        def make() -> nn.Module:
+            return build(model, shape, split.classes, config.seed)
+
+        self.make = make
         objective = names.imported("loss", loss) if isinstance(loss, str) else loss
-        self.model = Model(self.make(), objective, metrics)
+        self.model = Model(make(), objective, metrics)
         label = model if isinstance(model, str) else type(self.model.module).__name__
         self.model.check(tensor(split.x_train), tensor(split.y_train), label)
         self.label = label
+        if rules.target is not None:
+            _check_target(rules.target, self.model.measures, config.evaluate)
         self.config = config.model_copy(update={"threads": threads_for(self.model, split, config)})
         self.algorithm = algorithm
         self.engine: Engine = Eager(
@@ -298,6 +304,14 @@ class Driver:
             split=self.split,
             make=self.make,
         )
+
+
+def _check_target(target: Target, measures: list[str], evaluate: str) -> None:
+    known = ["train_loss"] + [name for name in measures if evaluate in ("central", "both")]
+    if evaluate in ("clients", "both"):
+        known += [f"clients_{name}{end}" for name in measures for end in ("", "_p10", "_p50", "_p90")]
+    if target.metric not in known:
+        raise UnknownName("metric", target.metric, known)
 
 
 def _arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:

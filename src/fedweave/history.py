@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedweave.errors import UsageError
@@ -41,7 +41,7 @@ class Round:
 
     def plain(self) -> dict[str, Any]:
         """As JSON-ready values; numbers that JSON lacks become None."""
-        record = asdict(self)
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["metrics"] = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return record
 

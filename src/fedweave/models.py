@@ -203,6 +203,11 @@ class Model:
         return self.stats.clone()
 
     @property
+    def measures(self) -> list[str]:
+        """The names that ``evaluate`` gives."""
+        return ["loss", *(["accuracy"] if self.loss is None else []), *self.metrics]
+
+    @property
     def separable(self) -> bool:
         """Whether the loss of a batch is the mean over its parts, so that a big batch may be walked through in parts."""
         return self.loss is None and self.layout.buffer_size == 0
@@ -288,8 +293,14 @@ def flatten(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def tensor(array: npt.NDArray[Any]) -> Tensor:
-    """A tensor over the same memory; a read-only (memory-mapped) array stays shared, and must not be written to."""
+def tensor(array: npt.NDArray[Any] | None) -> Tensor:
+    """A tensor over the same memory; a read-only (memory-mapped) array stays shared, and must not be written to.
+
+    Raises:
+        MismatchError: there is no array.
+    """
+    if array is None:
+        raise MismatchError("The data has no test set.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(array))

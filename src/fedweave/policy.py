@@ -39,13 +39,13 @@ class Synchronous:
         return arrived + failed == asked
 
 
-def cohort_size(cohort: float, population: int) -> int:
+def cohort_size(cohort: int | float, population: int) -> int:
     """m = max(C K, 1): a fraction C of the population (float) or a count (int). C = 0.0 means one client per round.
 
     Raises:
         UsageError: it is no such number, or more than there are clients.
     """
-    if isinstance(cohort, bool) or not isinstance(cohort, (int, float)) or not math.isfinite(cohort):
+    if type(cohort) not in (int, float) or not math.isfinite(cohort):
         raise UsageError(f"cohort is {cohort!r}; give a fraction of the clients (0.1) or a number of them (10).")
     if isinstance(cohort, float):
         if not 0.0 <= cohort <= 1.0:

@@ -87,9 +87,10 @@ def simulate(
         UsageError, UnknownName, MismatchError: a value cannot be used; nothing was trained.
         StoreError: ``out`` holds a run already or cannot be written.
     """
-    if not isinstance(data, Split):
+    given: object = data
+    if not isinstance(given, Split):
         remedy = "make one with fw.data.partition(data, fw.IID(), clients=100) or fw.data.from_clients([...])"
-        raise UsageError(f"data is a {type(data).__name__}, but clients' data is needed: {remedy}.")
+        raise UsageError(f"data is a {type(given).__name__}, but clients' data is needed: {remedy}.")
     algorithm = named_algorithm(algorithm)
     wanted = Target.of(target) if target is not None else None
     rules = Rules(rounds, wanted, stop_at_target, patience, evaluate_every)

@@ -180,3 +180,5 @@ def test_read_only_arrays_are_shared_not_copied() -> None:
     array = np.arange(4.0)
     array.setflags(write=False)
     assert tensor(array).data_ptr() == array.ctypes.data
+    with pytest.raises(MismatchError, match="no test set"):
+        tensor(None)

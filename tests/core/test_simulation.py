@@ -297,6 +297,8 @@ def test_a_loss_of_ones_own() -> None:
         ({"engine": "warp"}, UnknownName, "no engine called 'warp'"),
         ({"threads": 0}, UsageError, "threads is 0"),
         ({"target": "accuracy"}, UsageError, "write it like accuracy=0.97"),
+        ({"target": "acuracy=0.9"}, UnknownName, "Did you mean 'accuracy'"),
+        ({"target": "clients_accuracy=0.9"}, UnknownName, "no metric called 'clients_accuracy'"),
         ({"evaluate": "never"}, UsageError, "evaluate is 'never'"),
         ({"evaluate": "central", "data": small(test=False)}, UsageError, "has no test set"),
         ({"data": "mnist"}, UsageError, "fw.data.partition"),

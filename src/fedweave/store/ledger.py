@@ -214,9 +214,11 @@ class RunStore:
         """Commit the rounds that wait, and with them a checkpoint's name."""
         try:
             with self._engine.begin() as connection:
-                for record in self._waiting:
-                    connection.execute(_rounds.delete().where(_rounds.c.number == record.number))
-                    connection.execute(_rounds.insert(), _row(record))
+                if self._waiting:
+                    # A resumed run trains rounds again that the ledger has already.
+                    first, last = self._waiting[0].number, self._waiting[-1].number
+                    connection.execute(_rounds.delete().where(_rounds.c.number.between(first, last)))
+                    connection.execute(_rounds.insert(), [_row(record) for record in self._waiting])
                 if checkpoint is not None:
                     connection.execute(_checkpoints.delete().where(_checkpoints.c.round == checkpoint[0]))
                     connection.execute(_checkpoints.insert(), {"round": checkpoint[0], "blob": checkpoint[1]})
