@@ -195,6 +195,7 @@ class Driver:
         self.state, self.buffers, kept = unpack(checkpoint.arrays, torch.from_numpy)
         self.engine.kept = kept
         self.store = store
+        store.write("config.toml", self.config.toml().encode())
 
     # The loop ------------------------------------------------------------------------------------------------------------
 

@@ -40,9 +40,8 @@ class UnknownName(UsageError):
         names = sorted(known)
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"There is no {kind} called {name!r}.{hint} Known: {', '.join(names)}.")
         self.name = name
-        self.suggestion = near[0] if near else None
+        super().__init__(f"There is no {kind} called {name!r}.{hint} Known: {', '.join(names)}.")
 
 
 class PartitionError(UsageError):
@@ -59,19 +58,3 @@ class DataError(FedweaveError):
 
 class StoreError(FedweaveError):
     """A run folder cannot be written, read or trusted."""
-
-
-class UpdateRefused(FedweaveError):
-    """One client's update may not enter the model; the round goes on without it.
-
-    Args:
-        client: the client's number.
-        round: the round the update was made for.
-        reason: one clause, e.g. ``"its delta has 3 values that are not finite"``.
-    """
-
-    def __init__(self, client: int, round: int, reason: str) -> None:
-        super().__init__(f"The update of client {client} in round {round} was refused: {reason}.")
-        self.client = client
-        self.round = round
-        self.reason = reason

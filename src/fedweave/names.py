@@ -62,11 +62,12 @@ def build(kind: str, registry: Mapping[str, Callable[..., T]], text: str) -> T:
     if name not in known:
         raise UnknownName(kind, name, registry)
     make = registry[known[name]]
-    try:
-        inspect.signature(make).bind(**values)
-    except TypeError as error:
-        accepted = ", ".join(inspect.signature(make).parameters) or "nothing"
-        raise UsageError(f"{kind} {name!r}: {error}. It takes: {accepted}.") from None
+    parameters = inspect.signature(make).parameters
+    if unknown := [key for key in values if key not in parameters]:
+        raise UnknownName(f"parameter of {name}", unknown[0], parameters)
+    needed = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if missing := [key for key in needed if key not in values]:
+        raise UsageError(f"The {kind} {name!r} needs {', '.join(missing)}: write {name}({missing[0]}=...).")
     return make(**values)
 
 

@@ -91,6 +91,7 @@ def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
     longer = fw.resume(tmp_path / "run", rounds=6)
     assert longer.model_hash == begin(None, rounds=6).model_hash
     assert load_result(tmp_path / "run").config.rounds == 6
+    assert run(Config.read(tmp_path / "run" / "config.toml")).model_hash == longer.model_hash
 
 
 def test_the_folder_holds_what_it_should(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fedweave as fw
 from fedweave import names
 from fedweave.algorithms import algorithm, spell
-from fedweave.errors import MismatchError, UnknownName, UpdateRefused, UsageError
+from fedweave.errors import MismatchError, UnknownName, UsageError
 from fedweave.layout import Layout, model_hash
 from fedweave.randomness import derive, generator
 
@@ -112,8 +112,10 @@ def test_what_is_no_plain_call_is_refused(text: str) -> None:
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownName, match=r"no algorithm called 'fedavgg'\. Did you mean 'fedavg'\?"):
         algorithm("fedavgg")
-    with pytest.raises(UsageError, match="server_lr"):
-        algorithm("fedsgd(lr=1)")
+    with pytest.raises(UnknownName, match=r"no parameter of fedsgd called 'serverlr'\. Did you mean 'server_lr'\?"):
+        algorithm("fedsgd(serverlr=1)")
+    with pytest.raises(UsageError, match=r"'shape' needs sides"):
+        names.build("thing", {"shape": lambda sides: sides}, "shape")
     with pytest.raises(UsageError, match="server_lr is -1"):
         algorithm("fedsgd(server_lr=-1)")
     with pytest.raises(UsageError, match="give an Algorithm"):
@@ -175,9 +177,3 @@ def test_streams_look_uniform_across_addresses() -> None:
 def test_a_seed_that_is_no_whole_number_is_refused(seed) -> None:
     with pytest.raises(UsageError, match="seed is"):
         generator(seed, "cohort")
-
-
-def test_a_refused_update_says_whose() -> None:
-    error = UpdateRefused(3, 7, "its weight is nan")
-    assert str(error) == "The update of client 3 in round 7 was refused: its weight is nan."
-    assert (error.client, error.round, error.exit_code) == (3, 7, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,15 @@ from fedweave.errors import StoreError
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it is there whole or not at all: write aside, fsync, rename, fsync the folder."""
     try:
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        aside = path.parent / f".writing-{os.getpid()}-{path.name}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with aside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
         except BaseException:
-            os.unlink(aside)
+            aside.unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
