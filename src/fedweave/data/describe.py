@@ -154,8 +154,9 @@ def figure(split: Split) -> Any:
             col=1,
         )
         drawn.update_yaxes(title_text="label", type="category", row=2, col=1)
-    drawn.update_xaxes(type="category", showticklabels=False)
-    drawn.update_xaxes(showticklabels=not binned and clients <= 60, row=panels, col=1)
+    shown = [] if binned else names[:: 1 if clients <= 60 else 5]
+    drawn.update_xaxes(type="category", showticklabels=False, showgrid=False, tickmode="array", tickvals=shown)
+    drawn.update_xaxes(showticklabels=True, row=panels, col=1)
     drawn.update_xaxes(title_text="client" if not binned else "clients, largest first", row=panels, col=1)
     how = "" if split.spec is None else f", {split.spec['partition']}"
     drawn.update_layout(
