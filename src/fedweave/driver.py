@@ -132,7 +132,7 @@ class Driver:
         objective = names.imported("loss", loss) if isinstance(loss, str) else loss
         self.model = Model(make(), objective, metrics)
         label = model if isinstance(model, str) else type(self.model.module).__name__
-        self.model.check(tensor(split.x_train), tensor(split.y_train), label)
+        self.model.check(tensor(split.x_train), tensor(split.y_train), label, split.classes)
         self.label = label
         if rules.target is not None:
             _check_target(rules.target, self.model.measures, config.evaluate)

@@ -266,8 +266,8 @@ class Model:
             self.module.train()
         return {name: float(value) / count for name, value in sums.items()} if count else {}
 
-    def check(self, x: Tensor, y: Tensor, name: str) -> None:
-        """Send two examples through the model and its loss.
+    def check(self, x: Tensor, y: Tensor, name: str, classes: int | None = None) -> None:
+        """Send two examples through the model and its loss, and see that it tells all ``classes`` apart.
 
         Raises:
             MismatchError: the model or the loss cannot take them.
@@ -275,13 +275,24 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             try:
                 values = self.evaluate(x[:2], y[:2])
+                outputs = self._outputs(x[:2])
             except (RuntimeError, IndexError, ValueError, TypeError) as error:
                 shape, kind = tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")
                 raise MismatchError(
                     f"The model {name} cannot take this data, whose examples have shape {shape} and type {kind}: {error}."
                 ) from None
+        if self.loss is None and classes is not None and outputs < classes:
+            raise MismatchError(f"The model {name} has {outputs} outputs, but the data has {classes} classes.")
         if self.loss is None and not values:
             raise MismatchError(f"The first examples have no label that the model {name} could learn from.")
+
+    @torch.no_grad()
+    def _outputs(self, x: Tensor) -> int:
+        self.module.eval()
+        try:
+            return int(self.module(x).shape[1])
+        finally:
+            self.module.train()
 
 
 def _described(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, tuple[int, ...], str]]:

@@ -172,6 +172,8 @@ def test_a_model_that_does_not_fit_the_data_says_so() -> None:
         model.check(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), "mine")
     with pytest.raises(MismatchError, match="cannot take"):
         model.check(torch.zeros(2, 5), torch.tensor([3, 9]), "mine")
+    with pytest.raises(MismatchError, match="mine has 3 outputs, but the data has 5 classes"):
+        model.check(torch.zeros(2, 5), torch.tensor([0, 1]), "mine", classes=5)
     with pytest.raises(MismatchError, match="no label"):
         model.check(torch.zeros(2, 5), torch.tensor([-100, -100]), "mine")
 
