@@ -73,7 +73,8 @@ class Blobs:
                 f"The checkpoint {path} is corrupt: its SHA-256 is {found[:12]}..., not {digest[:12]}... "
                 f"Delete this file to go back to the checkpoint before it."
             )
-        return dict(safetensors.numpy.load(content))
+        # The library gives them in no fixed order.
+        return dict(sorted(safetensors.numpy.load(content).items()))
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Remove all other blobs and what a crash left half written."""
