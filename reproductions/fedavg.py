@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from fedweave.config import Config
 from fedweave.history import Round
@@ -82,7 +83,7 @@ def one(name: str, lr: float | None, seed: int, threads: int | None) -> None:
 
 
 def table() -> None:
-    """Print the table of what was run, best learning rate first chosen on seed 0, as Markdown."""
+    """Print what was run, as Markdown: at the configurations' learning rates over all seeds, and the grid on seed 0."""
     lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     print("| experiment | published | ours | ours / published | learning rate | seeds | minutes per run | where |")
     print("|---|---|---|---|---|---|---|---|")
@@ -98,6 +99,17 @@ def table() -> None:
         ratio = "" if len(reached) < len(runs) else f"{statistics.mean(reached) / published:.2f}"
         minutes = statistics.mean(line["minutes"] for line in runs.values())
         print(f"| {name} | {published} | {ours} | {ratio} | {lr:g} | {len(runs)} | {minutes:.1f} | {where} |")
+    print("\n| experiment, seed 0 | learning rate: rounds to target |\n|---|---|")
+    for name in PUBLISHED:
+        tried = {line["lr"]: line for line in lines if line["name"] == name and line["seed"] == 0}
+        if tried:
+            print(f"| {name} | {', '.join(f'{lr:g}: {_reached(tried[lr])}' for lr in sorted(tried))} |")
+
+
+def _reached(line: dict[str, Any]) -> str:
+    if line["rounds_to_target"] is None:
+        return f"not in {line['rounds']} (best {line['best']:.4f})"
+    return f"{line['rounds_to_target']:.1f}"
 
 
 def main() -> None:

@@ -199,18 +199,19 @@ def resume(
 
 
 def load_result(folder: str | Path) -> Result:
-    """Read a run back without training: finished, interrupted or killed (then up to its last checkpoint).
+    """Read a run back without training: finished, interrupted, killed or in progress (up to its last checkpoint).
 
     Raises:
         StoreError: the folder holds no run, or its files are damaged.
     """
     folder = Path(folder)
-    store = RunStore.open(folder)
+    store = RunStore.open(folder, reading=True)
     try:
         about, config = store.about(), store.config()
         checkpoint = store.restore()
         layout = Layout.parse(about["slots"])
         state, buffers, _ = unpack(checkpoint.arrays, np.asarray)
+        unfinished = f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave resume {folder}"
         records = [record for record in store.history() if record.number <= checkpoint.round]
         return Result(
             history=[record for record in records if record.number > 0],
@@ -218,7 +219,9 @@ def load_result(folder: str | Path) -> Result:
             weights=layout.unflatten(state.weights, buffers),
             model_hash=model_hash(state.weights, buffers),
             status=about.get("status", "interrupted"),
-            message=about.get("message", f"Killed after round {checkpoint.round}. Resume with: fedweave resume {folder}"),
+            message=about.get(
+                "message", f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave resume {folder}"
+            ),
             target=Target.of(config.target) if config.target else None,
             config=config,
             parameters=layout.size,

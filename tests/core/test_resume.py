@@ -228,6 +228,12 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     try:
         with pytest.raises(StoreError, match="open in another process"):
             fw.resume(tmp_path / "run")
+        assert len(load_result(tmp_path / "run").history) == 1
     finally:
         store.close()
     fw.resume(tmp_path / "run")
+    unfinished = RunStore.open(tmp_path / "run")
+    unfinished.rewind(1)
+    unfinished.close()
+    read = load_result(tmp_path / "run")
+    assert (read.status, "In progress, or killed, after round 1" in read.message) == ("interrupted", True)

@@ -62,27 +62,30 @@ class Checkpoint:
 
 
 class RunStore:
-    """One run's folder, open for one process at a time.
+    """One run's folder, open for one process at a time; others may read it meanwhile.
 
     Args:
         folder: made if it is not there.
+        reading: nothing will be written, so that it does not matter whether the run is in progress.
 
     Raises:
         StoreError: the folder cannot be written, or another process has the run open.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reading: bool = False) -> None:
         self.folder = folder
-        try:
-            (folder / "blobs").mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = (folder / ".lock").open("a")
-        except OSError as error:
-            raise StoreError(f"The folder {folder} cannot be written: {error.strerror}. Choose another one.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise StoreError(f"The run in {folder} is open in another process. Wait for it, or end it, first.") from None
+        self._lock: IO[str] | None = None
+        if not reading:
+            try:
+                (folder / "blobs").mkdir(parents=True, exist_ok=True)
+                self._lock = (folder / ".lock").open("a")
+            except OSError as error:
+                raise StoreError(f"The folder {folder} cannot be written: {error.strerror}. Choose another one.") from None
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.close()
+                raise StoreError(f"The run in {folder} is open in another process. Wait for it, or end it, first.") from None
         self.blobs = Blobs(folder / "blobs")
         self._engine = sa.create_engine(f"sqlite:///{folder / 'ledger.sqlite3'}")
         sa.event.listen(self._engine, "connect", _careful)
@@ -128,7 +131,7 @@ class RunStore:
         self._rewrite([])
 
     @classmethod
-    def open(cls, folder: Path) -> RunStore:
+    def open(cls, folder: Path, reading: bool = False) -> RunStore:
         """A run that exists.
 
         Raises:
@@ -138,7 +141,7 @@ class RunStore:
             raise StoreError(
                 f"{folder} holds no run: there is no ledger.sqlite3 in it. Give a folder made by fedweave run --out."
             )
-        store = cls(folder)
+        store = cls(folder, reading)
         try:
             about = store.about()
             if not about:
@@ -192,12 +195,14 @@ class RunStore:
         raise StoreError(f"The run in {self.folder} has no checkpoint left; it cannot be resumed, only run again.")
 
     def rewind(self, round: int) -> list[Round]:
-        """Forget the checkpoints after a round and make rounds.jsonl end with it; returns the ledger's rounds up to it.
+        """Forget the checkpoints after a round, and how the run ended, and make rounds.jsonl end with it; returns the ledger's
+        rounds up to it.
 
         Later rounds stay in the ledger until they are trained again, to be compared with.
         """
         with self._engine.begin() as connection:
             connection.execute(_checkpoints.delete().where(_checkpoints.c.round > round))
+            connection.execute(_about.delete().where(_about.c.key.in_(["status", "message"])))
         done = [record for record in self.history() if record.number <= round]
         self._rewrite(done)
         return done
@@ -257,7 +262,8 @@ class RunStore:
         if self._lines is not None:
             self._lines.close()
         self._engine.dispose()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
         """One of the plain files."""
