@@ -219,9 +219,7 @@ def load_result(folder: str | Path) -> Result:
             weights=layout.unflatten(state.weights, buffers),
             model_hash=model_hash(state.weights, buffers),
             status=about.get("status", "interrupted"),
-            message=about.get(
-                "message", f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave resume {folder}"
-            ),
+            message=about.get("message", unfinished),
             target=Target.of(config.target) if config.target else None,
             config=config,
             parameters=layout.size,
