@@ -62,10 +62,12 @@ class Layout:
         """
         slots: list[Slot] = []
         types: dict[str, str] = {}
-        for role, tensors in (("parameter", parameters), ("buffer", buffers)):
+        groups: tuple[tuple[Role, Iterable[tuple[str, tuple[int, ...], str]]], ...]
+        groups = (("parameter", parameters), ("buffer", buffers))
+        for role, tensors in groups:
             offset = 0
             for name, shape, dtype in tensors:
-                slots.append(Slot(name, tuple(shape), dtype, offset, role))  # type: ignore[arg-type]
+                slots.append(Slot(name, tuple(shape), dtype, offset, role))
                 offset += slots[-1].size
                 if role == "parameter":
                     types.setdefault(dtype, name)

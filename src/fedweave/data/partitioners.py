@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,14 +31,14 @@ from fedweave.errors import PartitionError, UsageError
 from fedweave.randomness import generator
 
 
-class Partitioner:
+class Partitioner(ABC):
     """A frozen dataclass whose fields say how to split; ``deal`` does it."""
 
     needs_clients: ClassVar[bool] = True
 
+    @abstractmethod
     def deal(self, data: Dataset, clients: int, seed: int) -> Dealt:
         """Deal all training examples out to ``clients`` clients; called by ``partition`` with checked values."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
