@@ -85,7 +85,7 @@ def one(name: str, lr: float | None, seed: int, threads: int | None) -> None:
 def table() -> None:
     """Print what was run, as Markdown: at the configurations' learning rates over all seeds, and the grid on seed 0."""
     lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    print("| experiment | published | ours | ours / published | learning rate | seeds | minutes per run | where |")
+    print("| experiment | published | ours | ours / published | learning rate | seeds | minutes per run (median) | where |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (published, where) in PUBLISHED.items():
         lr = learning_rate(Config.read(HERE / f"{name}.toml"))
@@ -97,7 +97,7 @@ def table() -> None:
         if len(reached) == len(runs) > 1:
             ours += f" ({min(reached):.1f} to {max(reached):.1f})"
         ratio = "" if len(reached) < len(runs) else f"{statistics.mean(reached) / published:.2f}"
-        minutes = statistics.mean(line["minutes"] for line in runs.values())
+        minutes = statistics.median(line["minutes"] for line in runs.values())
         print(f"| {name} | {published} | {ours} | {ratio} | {lr:g} | {len(runs)} | {minutes:.1f} | {where} |")
     print("\n| experiment, seed 0 | learning rate: rounds to target |\n|---|---|")
     for name in PUBLISHED:
