@@ -6,11 +6,44 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedweave import data
-from fedweave.algorithms import FedAvg, FedSGD, algorithms
+from fedweave import attacks, data
+from fedweave.algorithms import (
+    APFL,
+    SCAFFOLD,
+    Ditto,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedBN,
+    FedDyn,
+    FedNova,
+    FedPer,
+    FedProx,
+    FedRep,
+    FedSGD,
+    FedYogi,
+    Mime,
+    MimeLite,
+    QFedAvg,
+    WorkerMomentum,
+    algorithms,
+)
 from fedweave.contract import Algorithm, Arrays, Ask, Cohort, Local, Mean, Reduction, State, Update, Work
 from fedweave.data import IID, ByColumn, Classes, Dirichlet, LogNormal, PowerLaw, Shards
 from fedweave.errors import FedweaveError
+from fedweave.reduce import (
+    NNM,
+    Bucketing,
+    Bulyan,
+    CentredClipping,
+    GeometricMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    NormClipping,
+    TrimmedMean,
+)
 
 if TYPE_CHECKING:
     from fedweave.simulation import Result, Round, resume, simulate
@@ -32,29 +65,57 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "APFL",
     "IID",
+    "NNM",
+    "SCAFFOLD",
     "Algorithm",
     "Arrays",
     "Ask",
+    "Bucketing",
+    "Bulyan",
     "ByColumn",
+    "CentredClipping",
     "Classes",
     "Cohort",
     "Dirichlet",
+    "Ditto",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedDyn",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
     "FedSGD",
+    "FedYogi",
     "FedweaveError",
+    "GeometricMedian",
+    "Krum",
     "Local",
     "LogNormal",
     "Mean",
+    "Median",
+    "Mime",
+    "MimeLite",
+    "MultiKrum",
+    "NormClipping",
     "PowerLaw",
+    "QFedAvg",
     "Reduction",
     "Result",
     "Round",
     "Shards",
     "State",
+    "TrimmedMean",
     "Update",
     "Work",
+    "WorkerMomentum",
     "algorithms",
+    "attacks",
     "data",
     "resume",
     "simulate",

@@ -87,6 +87,11 @@ class Config(BaseModel):
     buffers: Literal["mean", "keep"] = Field(
         "mean", description="BatchNorm statistics: average the clients', or keep the initial ones"
     )
+    effort: str = Field("full", description="how much of their local work clients do, e.g. 'stragglers(share=0.5)'")
+    attack: str | None = Field(None, description="what bad clients send, e.g. 'ipm(epsilon=0.1)'")
+    byzantine: Annotated[int | float, BeforeValidator(_cohort)] = Field(
+        0, description="how many clients are bad, a count or a fraction of all; needs attack"
+    )
     engine: str = Field("auto", description="how the cohort is trained")
     threads: int | None = Field(None, description="torch threads; chosen from the model unless given")
     checkpoint_every: float = Field(10.0, description="seconds between checkpoints")

@@ -5,21 +5,31 @@
               ▲                                        │
               └──────────────── Ask ◄──────────────────┘
 
-An algorithm is a frozen dataclass whose fields are its hyperparameters, with six small pure hooks. It is linear algebra on
-flat vectors, written against the Python array API, and does not know who carries the values or how many clients there are.
+An algorithm is a frozen dataclass whose fields are its hyperparameters, with a few small pure hooks, each of which is FedAvg's
+unless a paper changes it. It is linear algebra on flat vectors, written against the Python array API, and does not know who
+carries the values or how many clients there are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fedweave.errors import UsageError
+from fedweave.layout import Layout
 from fedweave.reduce import Mean, Reduction
+from fedweave.reduce import base as reductions
 from fedweave.values import Array, Arrays, Ask, State, Update
 
-__all__ = ["Algorithm", "Array", "Arrays", "Ask", "Cohort", "Local", "Mean", "Reduction", "State", "Update", "Work"]
+__all__ = [
+    "Algorithm", "Array", "Arrays", "Ask", "Cohort", "Gradient", "Local", "Mean", "Progress", "Reduction", "State", "Update",
+    "Work", "within",
+]  # fmt: skip
+
+Gradient = Callable[[Array], Array]
+"""The gradient [P] of the loss of one and the same mini-batch, at any weights [P]."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Work:
         examples: how many examples the client holds (n_k).
         steps: local steps taken (tau_k).
         lr: learning rate of those steps.
+        momentum: of the local SGD.
         start_loss: mean loss over all of the client's data at the weights it was sent, if the algorithm needs it.
         start_gradient: gradient [P] of that loss, if the algorithm needs it.
     """
@@ -115,8 +126,18 @@ class Work:
     examples: Any
     steps: Any = 0
     lr: Any = 0.0
+    momentum: float = 0.0
     start_loss: Any = None
     start_gradient: Array = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where in its local training a client is: ``done`` of ``steps`` local steps, ``per_epoch`` of which are one epoch."""
+
+    done: int
+    steps: int
+    per_epoch: int
 
 
 @dataclass(frozen=True)
@@ -133,16 +154,65 @@ class Cohort:
 class Algorithm:
     """FedAvg by default: a paper's file overrides only what the paper changes.
 
-    Class variables that a paper may set: ``needs``, a subset of {"start_loss", "start_gradient"}, is measured over all of a
-    client's data before its first step; ``trains = False`` means that clients take no local step. ``reduce`` says how updates
-    become one aggregate: the mean weighted by ``Update.weight`` unless another is given.
+    Args:
+        reduce: how updates become one aggregate; the mean weighted by ``Update.weight`` unless another is given.
+        weighting: how much a client counts: ``"examples"`` (n_k), or ``"uniform"``, every client that has examples alike.
+
+    Class variables that a paper may set:
+
+    ``needs``, a subset of {"start_loss", "start_gradient"}, is measured over all of a client's data before its first step.
+    ``trains = False``: clients take no local step.
+    ``surveys = True``: a round has two conversations; in the first, clients send what ``survey`` makes of their gradient.
+    ``keeps_buffers = True``: a client's buffers (BatchNorm's statistics) stay with it.
+    ``assumes_sgd``, ``assumes_mean``: why local steps must be plain SGD, or the reduction a mean, if they must.
+    ``departs``: identities of the battery that the paper's method does not have, and why not.
     """
 
     paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     trains: ClassVar[bool] = True
+    surveys: ClassVar[bool] = False
+    keeps_buffers: ClassVar[bool] = False
+    assumes_sgd: ClassVar[str] = ""
+    assumes_mean: ClassVar[str] = ""
+    departs: ClassVar[Mapping[str, str]] = {}
 
     reduce: Reduction = field(default=Mean(), kw_only=True)
+    weighting: Literal["examples", "uniform"] = field(default="examples", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.weighting not in ("examples", "uniform"):
+            raise UsageError(f"weighting is {self.weighting!r}; it must be 'examples' or 'uniform'.")
+        if not isinstance(self.reduce, Reduction):
+            raise UsageError(f"reduce is {self.reduce!r}; give a reduction such as Mean() or Median().")
+
+    # Before a run --------------------------------------------------------------------------------------------------------
+
+    def bind(self, layout: Layout) -> Algorithm:
+        """The algorithm for a model whose tensors lie as ``layout`` says; raises UsageError if it cannot have it."""
+        return self
+
+    def check(self, local: Local, cohort: int) -> None:
+        """See that it works with this local training and a cohort of so many clients.
+
+        Raises:
+            UsageError: it does not, and why.
+        """
+        name = type(self).__name__
+        if self.assumes_sgd:
+            extra = [f"momentum={local.momentum}"] if local.momentum else []
+            extra += ["optimizer='adam'"] if local.optimizer == "adam" else []
+            extra += [f"clip_norm={local.clip_norm}"] if local.clip_norm is not None else []
+            if extra:
+                raise UsageError(f"{name} cannot be used with {', '.join(extra)}: {self.assumes_sgd}. Use plain local SGD.")
+            if local.lr == 0 and self.trains:
+                raise UsageError(f"{name} cannot be used with lr=0: {self.assumes_sgd}. Choose a learning rate above 0.")
+        if self.assumes_mean and not reductions.linear(self.reduce):
+            kind = type(self.reduce).__name__
+            raise UsageError(f"{name} cannot be used with reduce={kind}: {self.assumes_mean}. Leave reduce at Mean().")
+        reductions.check(self.reduce, cohort)
+
+    # The server ----------------------------------------------------------------------------------------------------------
 
     def init(self, weights: Array) -> State:
         """The server's state before the first round, from the initial weights [P]."""
@@ -152,14 +222,65 @@ class Algorithm:
         """What this client is sent."""
         return Ask(weights=state.weights)
 
+    def surveyed(self, state: State, aggregate: Update, cohort: Cohort) -> State:
+        """The server's state after the first conversation of a round, if it ``surveys``."""
+        return state
+
+    def step(self, state: State, aggregate: Update, cohort: Cohort) -> State:
+        """The server's state after the round."""
+        return state.replace(weights=state.weights + aggregate.delta)
+
+    # A client ------------------------------------------------------------------------------------------------------------
+
+    def survey(self, work: Work, ask: Ask, mine: Arrays | None) -> tuple[Update, Arrays | None]:
+        """What is sent in the first conversation, if it ``surveys``, and what the client keeps; ``work`` has the
+        ``start_gradient``."""
+        return Update(gradient=work.start_gradient, weight=self.weight(work)), mine
+
+    def start(self, ask: Ask, mine: Arrays | None) -> Array:
+        """Where local training starts: [P]; or longer, for a client that trains more than one model, with ``direction`` to
+        match."""
+        return ask.weights
+
+    def direction(self, y: Array, gradient: Gradient, ask: Ask, mine: Arrays | None, progress: Progress) -> Array:
+        """The direction of a local step at ``y`` (shaped as ``start`` gave it), for papers that need more than one gradient."""
+        return self.correct(gradient(y), y, ask, mine)
+
     def correct(self, grad: Array, y: Array, ask: Ask, mine: Arrays | None) -> Array:
         """The direction of a local step at weights ``y``, from the mini-batch gradient there, which is left as it is."""
         return grad
 
     def report(self, delta: Array, work: Work, ask: Ask, mine: Arrays | None) -> tuple[Update, Arrays | None]:
-        """What is sent, and what the client keeps for its next round; ``delta`` = its weights - ``ask.weights``."""
-        return Update(delta=delta, weight=work.examples), mine
+        """What is sent, and what the client keeps for its next round; ``delta`` = where it ended - where it started."""
+        return Update(delta=delta, weight=self.weight(work)), mine
 
-    def step(self, state: State, aggregate: Update, cohort: Cohort) -> State:
-        """The server's state after the round."""
-        return state.replace(weights=state.weights + aggregate.delta)
+    def personal(self, weights: Array, mine: Arrays | None) -> Array:
+        """The model [P] that a client uses for itself, from the server's weights and what it keeps."""
+        return weights
+
+    # Helpers -------------------------------------------------------------------------------------------------------------
+
+    def weight(self, work: Work) -> Any:
+        """How much a client counts, by ``weighting``."""
+        return work.examples if self.weighting == "examples" else (work.examples > 0) * 1.0
+
+    @property
+    def personalised(self) -> bool:
+        """Whether clients use models of their own."""
+        return type(self).personal is not Algorithm.personal
+
+
+def within(name: str, value: float, least: float, most: float = math.inf, *, below: bool = False, above: bool = False) -> None:
+    """See that a hyperparameter lies between ``least`` and ``most``; ``above`` excludes the least, ``below`` the most.
+
+    Raises:
+        UsageError: it does not, or is no finite number.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if number and least <= value <= most and not (above and value == least) and not (below and value == most):
+        return
+    if most == math.inf:
+        range = f"a number above {least:g}" if above else f"a number from {least:g} up"
+    else:
+        range = f"a number in {'(' if above else '['}{least:g}, {most:g}{')' if below else ']'}"
+    raise UsageError(f"{name} is {value!r}; it must be {range}.")

@@ -4,7 +4,7 @@
            Begin                       last client accounted for            Evaluated
     idle ────────► training(round t) ──────────────────────────► evaluating ──────────► training(round t + 1)
                         │   ▲ Arrived, Failed                        (if due)                   or done
-                        └───┘
+                        └───┘ (twice, where the algorithm surveys first)
 
 It reads no clock, draws no shared random number and knows neither files nor torch: a simulator drives it with an engine, a
 server with a network. An event that comes twice, late or for another round changes nothing and says why.
@@ -22,121 +22,35 @@ import numpy.typing as npt
 from array_api_compat import array_namespace, is_array_api_obj
 
 from fedweave.contract import Algorithm, Array, Cohort, State, Update
+from fedweave.events import (
+    Arrived,
+    Begin,
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Failed,
+    Finish,
+    Ignored,
+    Publish,
+    Status,
+    Stop,
+    Tally,
+    Train,
+)
 from fedweave.history import Round
 from fedweave.layout import model_hash
 from fedweave.policy import Policy, Rules
-from fedweave.reduce.base import Partial
+from fedweave.reduce.base import Moment, Partial, at, remembers, vector
+
+__all__ = [
+    "BLOCK", "Arrived", "Begin", "Coordinator", "Effect", "Evaluate", "Evaluated", "Event", "Failed", "Finish", "Ignored",
+    "Publish", "Status", "Stop", "Tally", "Train", "fault", "finite",
+]  # fmt: skip
 
 BLOCK = 16
 """Clients per block of a sum. Fixed: it decides the order of additions, and with it the last bit of every result."""
 
-Status = Literal["rounds", "target", "patience", "time", "diverged", "interrupted"]
-"""How a run ended."""
-
-
-# Events ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Begin:
-    """Start, or go on after a restart."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What a block of clients did, as sums over those that were counted; ``loss`` is weighted by examples."""
-
-    counted: int = 0
-    examples: int = 0
-    steps: int = 0
-    loss: float = 0.0
-    bytes_down: int = 0
-    bytes_up: int = 0
-    refused: tuple[tuple[int, str], ...] = ()
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """The updates of the cohort's positions ``first`` up to ``last`` (excluded), already gathered where they were made."""
-
-    round: int
-    first: int
-    last: int
-    partial: Partial
-    tally: Tally
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The client at this position of the cohort will not answer."""
-
-    round: int
-    position: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The model of this round was measured."""
-
-    round: int
-    metrics: dict[str, float]
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End after the round in progress."""
-
-    status: Status
-
-
-Event = Begin | Arrived | Failed | Evaluated | Stop
-
-# Effects -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Train:
-    """Ask these clients, ascending, to train from the coordinator's state."""
-
-    round: int
-    clients: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure the coordinator's state and answer with ``Evaluated``."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Publish:
-    """A round is over: keep its record, and the state if it is time for a checkpoint."""
-
-    record: Round
-
-
-@dataclass(frozen=True)
-class Ignored:
-    """An event changed nothing, and why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The run is over; ``message`` says how in one sentence."""
-
-    status: Status
-    message: str
-
-
-Effect = Train | Evaluate | Publish | Ignored | Finish
 
 # Admission ---------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +59,8 @@ def finite(value: Array) -> bool:
     """Whether a number, or every number of an array, is finite."""
     if is_array_api_obj(value):
         xp = array_namespace(value)
-        return bool(xp.all(xp.isfinite(value)))
+        # A finite sum has only finite terms, and is found in one pass; one that is not may have overflowed.
+        return math.isfinite(float(xp.sum(value))) or bool(xp.all(xp.isfinite(value)))
     return math.isfinite(value)
 
 
@@ -172,6 +87,8 @@ class _Open:
     parts: dict[int, tuple[int, Partial]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    survey: bool = False
+    before: Tally = field(default_factory=Tally)
 
 
 class Coordinator:
@@ -221,16 +138,16 @@ class Coordinator:
             case Stop(status):
                 self.stopping = self.stopping or status
                 return self._next(now) if self.phase == "idle" else []
-            case Arrived(number, first, last, partial, tally):
-                if refusal := self._refusal(number, first, last):
+            case Arrived(number, first, last, partial, tally, survey):
+                if refusal := self._refusal(number, first, last, survey):
                     return [Ignored(refusal)]
                 assert self._open is not None
                 self._open.parts[first] = (last, partial)
                 self._open.answered[first:last] = True
                 self._open.tally += tally
                 return self._advance(now)
-            case Failed(number, position, reason):
-                if refusal := self._refusal(number, position, position + 1):
+            case Failed(number, position, reason, survey):
+                if refusal := self._refusal(number, position, position + 1, survey):
                     return [Ignored(refusal)]
                 assert self._open is not None
                 self._open.failed[position] = reason
@@ -276,13 +193,16 @@ class Coordinator:
         self.phase = "training"
         number = self.round + 1
         clients = self.policy.select(self.seed, number, self.population)
-        self._open = _Open(number, clients, now, np.zeros(len(clients), dtype=np.bool_))
-        return [Train(number, clients)]
+        survey = self.algorithm.surveys
+        self._open = _Open(number, clients, now, np.zeros(len(clients), dtype=np.bool_), survey=survey)
+        return [Train(number, clients, survey)]
 
-    def _refusal(self, number: int, first: int, last: int) -> str | None:
+    def _refusal(self, number: int, first: int, last: int, survey: bool) -> str | None:
         o = self._open
         if o is None or number != o.number:
             return f"it is for round {number}, which is not open"
+        if survey != o.survey:
+            return f"it is for the {'survey' if survey else 'training'} of round {number}, which is not open"
         if not 0 <= first < last <= len(o.clients):
             return f"round {number} has no positions {first} to {last - 1}"
         if o.answered[first:last].any():
@@ -295,30 +215,34 @@ class Coordinator:
         failed = len(o.failed)
         if not self.policy.closed(len(o.clients), int(o.answered.sum()) - failed, failed):
             return []
+        if o.survey:
+            return self._surveyed(o)
         self._open = None
         diverged = False
-        aggregate = self.algorithm.reduce.result(self._merged(o))
+        aggregate = self._reduced(o)
         if aggregate is not None:
-            cohort = Cohort(o.tally.counted, len(o.clients), self.population, o.number)
-            state = self.algorithm.step(self.state, aggregate, cohort)
+            state = self.algorithm.step(self.state, aggregate, self._cohort(o))
+            state = self._remembering(state, o, aggregate)
             if finite(state.weights):
                 self.state, self.buffers = state, aggregate.get("buffers", self.buffers)
             else:
                 diverged = True
-        refused = o.tally.refused + tuple((int(o.clients[p]), reason) for p, reason in sorted(o.failed.items()))
-        diverged = diverged or (o.tally.counted == 0 and bool(o.tally.refused))
-        loss = o.tally.loss / o.tally.examples if o.tally.examples else math.nan
+        tally = o.before + o.tally
+        refused = tally.refused + tuple((int(o.clients[p]), reason) for p, reason in sorted(o.failed.items()))
+        diverged = diverged or (tally.counted == 0 and bool(tally.refused))
+        loss = tally.loss / tally.examples if tally.examples else math.nan
         self._record = Round(
             number=o.number,
             metrics={} if math.isnan(loss) else {"train_loss": loss},
             cohort=tuple(o.clients.tolist()),
-            bytes_down=o.tally.bytes_down,
-            bytes_up=o.tally.bytes_up,
+            bytes_down=tally.bytes_down,
+            bytes_up=tally.bytes_up,
             seconds=now - o.began,
             model_hash=self._hash(),
-            examples=o.tally.examples,
-            steps=o.tally.steps,
+            examples=tally.examples,
+            steps=tally.steps,
             refused=tuple(sorted(refused)),
+            dropped=tuple(sorted(tally.dropped)),
         )
         if diverged:
             self.stopping = "diverged"
@@ -326,6 +250,27 @@ class Coordinator:
             self.phase = "evaluating"
             return [Evaluate(o.number)]
         return self._publish(self._record, now)
+
+    def _surveyed(self, o: _Open) -> list[Effect]:
+        """The first conversation is over: the same clients are asked to train."""
+        aggregate = self._reduced(o)
+        if aggregate is not None:
+            state = self.algorithm.surveyed(self.state, aggregate, self._cohort(o))
+            self.state = self._remembering(state, o, aggregate)
+        failures = tuple((int(o.clients[p]), reason) for p, reason in sorted(o.failed.items()))
+        before = Tally(bytes_down=o.tally.bytes_down, bytes_up=o.tally.bytes_up, refused=o.tally.refused + failures)
+        self._open = _Open(o.number, o.clients, o.began, np.zeros(len(o.clients), dtype=np.bool_), before=before)
+        return [Train(o.number, o.clients)]
+
+    def _cohort(self, o: _Open) -> Cohort:
+        return Cohort(o.tally.counted, len(o.clients), self.population, o.number)
+
+    def _reduced(self, o: _Open) -> Update | None:
+        moment = Moment(self.seed, o.number, self.state.get(_memory(o)))
+        return at(self.algorithm.reduce, moment).result(self._merged(o))
+
+    def _remembering(self, state: State, o: _Open, aggregate: Update) -> State:
+        return state.replace(**{_memory(o): vector(aggregate)}) if remembers(self.algorithm.reduce) else state
 
     def _merged(self, o: _Open) -> Partial:
         """All parts in client order, each block on its own first, so that it does not matter who gathered what."""
@@ -392,6 +337,11 @@ class Coordinator:
 
     def _hash(self) -> str:
         return model_hash(_host(self.state.weights), _host(self.buffers))
+
+
+def _memory(o: _Open) -> str:
+    """Where the server's state holds what the reduction gave in the round before."""
+    return "reduce.survey" if o.survey else "reduce.last"
 
 
 def _host(array: Array) -> npt.NDArray[Any]:

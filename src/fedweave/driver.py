@@ -21,6 +21,7 @@ from torch import nn
 
 from fedweave import history as events
 from fedweave import names
+from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
 from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
@@ -32,7 +33,9 @@ from fedweave.interrupt import Interrupt
 from fedweave.layout import model_hash
 from fedweave.models import Loss, Model, ModelChoice, build, tensor
 from fedweave.policy import Rules, Synchronous, cohort_size
-from fedweave.store import RunStore, pack, unpack
+from fedweave.population import Effort
+from fedweave.randomness import generator
+from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
 
 ENGINES = ("auto", "eager")
 
@@ -116,6 +119,8 @@ class Driver:
         metrics: Mapping[str, Loss] | None,
         rules: Rules,
         observer: Observer | None,
+        effort: Effort,
+        attack: Attack | None,
     ) -> None:
         if config.engine not in ENGINES:
             raise UnknownName("engine", config.engine, ENGINES)
@@ -137,24 +142,34 @@ class Driver:
         if rules.target is not None:
             _check_target(rules.target, self.model.measures, config.evaluate)
         self.config = config.model_copy(update={"threads": threads_for(self.model, split, config)})
-        self.algorithm = algorithm
-        self.engine: Engine = Eager(
-            self.model,
-            split,
-            algorithm,
-            config.local.value(),
-            config.seed,
-            evaluate=config.evaluate,
-            buffers=config.buffers,
-            watch=self._watch,
-        )
-        self.state = algorithm.init(self.model.flat.clone())
+        self.effort, self.local = effort, config.local.value()
+        algorithm.check(self.local, self.policy.size)
+        self.algorithm = algorithm.bind(self.model.layout)
+        self.kept = ClientStates(None, split.clients)
+        self.byzantine = _byzantine(config, attack, split.clients)
+        self.attack = attack
+        self.engine = self._engine()
+        self.state = self.algorithm.init(self.model.flat.clone())
         self.buffers: Any = self.model.statistics()
         self.store: RunStore | None = None
         self.expected: dict[int, str] = {}
         self.start: Round | None = None
         self.history: list[Round] = []
         self._number = self._done = 0
+
+    def _engine(self) -> Engine:
+        return Eager(
+            self.model,
+            self.split,
+            self.algorithm,
+            self.config.seed,
+            self.kept,
+            evaluate=self.config.evaluate,
+            buffers=self.config.buffers,
+            attack=self.attack,
+            byzantine=self.byzantine,
+            watch=self._watch,
+        )
 
     # Where a run begins --------------------------------------------------------------------------------------------------
 
@@ -177,14 +192,22 @@ class Driver:
         }
         self.store = RunStore.create(folder)
         try:
+            self._keep_clients_in(folder)
             if self.split.spec is None:
                 self.split.save(folder / "data")
             if initial is not None:
                 self.store.write("initial.safetensors", safetensors.numpy.save(_arrays(initial)))
             self.store.begin(self.config, about, self._snapshot())
+            self.kept.committed()
         except BaseException:
             self.store.close()
+            self.kept.close()
             raise
+
+    def _keep_clients_in(self, folder: Path) -> None:
+        self.kept.close()
+        self.kept = ClientStates(folder, self.split.clients)
+        self.engine = self._engine()
 
     def go_on_from(self, store: RunStore) -> None:
         checkpoint = store.restore()
@@ -192,8 +215,10 @@ class Driver:
         done = store.rewind(checkpoint.round)
         self.start = next((record for record in done if record.number == 0), None)
         self.history = [record for record in done if record.number > 0]
-        self.state, self.buffers, kept = unpack(checkpoint.arrays, torch.from_numpy)
-        self.engine.kept = kept
+        snapshot = unpack(checkpoint.arrays, torch.from_numpy)
+        self._keep_clients_in(store.folder)
+        self.kept.restore(snapshot.clients)
+        self.state, self.buffers, self.engine.memory = snapshot.state, snapshot.buffers, snapshot.memory
         self.store = store
         store.write("config.toml", self.config.toml().encode())
 
@@ -213,17 +238,19 @@ class Driver:
                 effects = deque(coordinator.handle(Begin(), began))
                 while effects:
                     match effects.popleft():
-                        case Train(number, clients):
-                            self._number, self._done = number, 0
-                            self.observer(events.RoundStarted(number, tuple(clients.tolist())))
-                            job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers)
+                        case Train(number, clients, survey):
+                            if survey or not self.algorithm.surveys:
+                                self._number, self._done = number, 0
+                                self.observer(events.RoundStarted(number, tuple(clients.tolist())))
+                            efforts = self.effort.plan(self.config.seed, number, clients, self.local)
+                            job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey)
                             for b in self.engine.train(job):
                                 now = time.monotonic()
                                 if interrupt.asked:
                                     coordinator.handle(Stop("interrupted"), now)
                                 elif limit is not None and now - began > limit:
                                     coordinator.handle(Stop("time"), now)
-                                arrived = Arrived(number, b.first, b.last, b.partial, b.tally)
+                                arrived = Arrived(number, b.first, b.last, b.partial, b.tally, survey)
                                 effects.extend(coordinator.handle(arrived, now))
                         case Evaluate(number):
                             before = time.monotonic()
@@ -238,6 +265,7 @@ class Driver:
         finally:
             if self.store is not None:
                 self.store.close()
+            self.kept.close()
 
     def _opening(self) -> events.RunStarted:
         return events.RunStarted(
@@ -270,12 +298,17 @@ class Driver:
         if self.store is not None:
             self.store.append(record)
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
-                self.store.checkpoint(record.number, self._snapshot())
+                self._checkpoint(record.number)
         self.observer(record)
+
+    def _checkpoint(self, round: int) -> None:
+        assert self.store is not None
+        self.store.checkpoint(round, self._snapshot())
+        self.kept.committed()
 
     def _snapshot(self) -> dict[str, npt.NDArray[Any]]:
         at = getattr(self, "coordinator", self)
-        return pack(at.state, at.buffers, self.engine.kept)
+        return pack(Snapshot(at.state, at.buffers, self.engine.memory, self.kept.checkpoint()))
 
     def _result(self, ended: Finish) -> Result:
         c = self.coordinator
@@ -284,7 +317,7 @@ class Driver:
         message = ended.message
         status: Status = ended.status
         if self.store is not None:
-            self.store.checkpoint(c.round, self._snapshot())
+            self._checkpoint(c.round)
             if status == "interrupted":
                 message += f" Resume with: fedweave resume {self.store.folder}"
             self.store.finish(weights, status=status, message=message, config=self.config.model_dump_json())
@@ -313,6 +346,17 @@ def _check_target(target: Target, measures: list[str], evaluate: str) -> None:
         known += [f"clients_{name}{end}" for name in measures for end in ("", "_p10", "_p50", "_p90")]
     if target.metric not in known:
         raise UnknownName("metric", target.metric, known)
+
+
+def _byzantine(config: Config, attack: Attack | None, population: int) -> list[int]:
+    """The bad clients, drawn from the seed."""
+    if (attack is None) != (not config.byzantine):
+        raise UsageError(f"attack is {config.attack} and byzantine is {config.byzantine}: give both, or neither.")
+    if attack is None:
+        return []
+    count = cohort_size(config.byzantine, population)
+    chosen = generator(config.seed, "byzantine").choice(population, count, replace=False)
+    return [int(client) for client in np.sort(chosen)]
 
 
 def _arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:

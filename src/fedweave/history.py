@@ -25,6 +25,7 @@ class Round:
         examples, steps: examples held by, and local steps taken by, the clients whose updates were counted.
         refused: (client, reason) of each update that was not counted.
         seconds_evaluating: wall time of the evaluation.
+        dropped: clients that were not done in time, so that the round went on without them.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Round:
     steps: int = 0
     refused: tuple[tuple[int, str], ...] = ()
     seconds_evaluating: float = 0.0
+    dropped: tuple[int, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON-ready values; numbers that JSON lacks become None."""
@@ -51,6 +53,7 @@ class Round:
         record = dict(record)
         record["metrics"] = {k: math.nan if v is None else v for k, v in record["metrics"].items()}
         record["cohort"] = tuple(record["cohort"])
+        record["dropped"] = tuple(record["dropped"])
         record["refused"] = tuple((client, reason) for client, reason in record["refused"])
         return cls(**record)
 

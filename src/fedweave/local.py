@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedweave.contract import Algorithm, Arrays, Ask, Local, Update, Work
+from fedweave.contract import Algorithm, Arrays, Ask, Local, Progress, Update, Work
 from fedweave.errors import UsageError
 from fedweave.models import Model
 from fedweave.randomness import derive, generator
@@ -91,52 +92,72 @@ class Trainer:
     Args:
         model: is overwritten by every turn.
         x, y: the whole data set, [n, ...] and [n, ...]; shared, never written.
-        algorithm, local: what is done in a turn.
+        algorithm: what is done in a turn.
     """
 
-    def __init__(self, model: Model, x: Tensor, y: Tensor, algorithm: Algorithm, local: Local) -> None:
-        self.model, self.x, self.y, self.algorithm, self.local = model, x, y, algorithm, local
+    def __init__(self, model: Model, x: Tensor, y: Tensor, algorithm: Algorithm) -> None:
+        self.model, self.x, self.y, self.algorithm = model, x, y, algorithm
         self.corrects = type(algorithm).correct is not Algorithm.correct
-        self.plain = not (
-            self.corrects or local.momentum or local.weight_decay or local.clip_norm is not None or local.optimizer != "sgd"
-        )
+        self.directs = type(algorithm).direction is not Algorithm.direction
 
-    def turn(self, ask: Ask, buffers: Tensor, mine: Arrays | None, indices: npt.NDArray[Any], turn: Turn) -> Outcome:
+    def survey(
+        self, ask: Ask, buffers: Tensor, mine: Arrays | None, indices: npt.NDArray[Any], turn: Turn
+    ) -> tuple[Update, Arrays | None]:
+        """A client's part in the first conversation of a round: the gradient over all of its data at the weights it is sent."""
+        self.model.load(ask.weights, buffers)
+        gradient = self._measured({"start_gradient"}, np.asarray(indices, np.int64), turn)["start_gradient"]
+        return self.algorithm.survey(Work(examples=len(indices), start_gradient=gradient), ask, mine)
+
+    def turn(
+        self, ask: Ask, buffers: Tensor, mine: Arrays | None, indices: npt.NDArray[Any], turn: Turn, local: Local
+    ) -> Outcome:
         """Everything that one client does in one round.
 
         Args:
             ask: from the server; ``ask.weights`` [P].
-            buffers: the server's buffers [B].
+            buffers: the buffers [B] to start from.
             mine: what the client kept from its last turn.
             indices: the client's examples in the data set.
             turn: addresses the random draws.
+            local: how it trains.
 
         Raises:
             UsageError: the model cannot be trained on one of the batches.
         """
-        model, algorithm, local = self.model, self.algorithm, self.local
+        model, algorithm = self.model, self.algorithm
         indices = np.asarray(indices, np.int64)
         # Dropout and the like draw from torch's global stream: it is addressed like every other draw. (torch.manual_seed would
         # also queue seeds for accelerators, with a stack trace each: half a millisecond.)
         torch.default_generator.manual_seed(derive(turn.seed, "local training", turn.round, turn.client))
-        model.load(ask.weights, buffers)
         lr = local.lr_at(turn.round)
-        measured: dict[str, Any] = {}
-        if algorithm.needs and len(indices):
-            where = torch.from_numpy(indices)
-            x, y = self.x.index_select(0, where), self.y.index_select(0, where)
-            loss, gradient = self._stepping(turn, lambda: model.gradient(x, y))
-            measured = {"start_loss": float(loss), "start_gradient": gradient}
-        elif algorithm.needs:
-            measured = {"start_loss": 0.0, "start_gradient": torch.zeros_like(model.flat)}
-        steps, total = 0, torch.zeros(())
+        model.load(ask.weights, buffers)
+        measured = self._measured(algorithm.needs, indices, turn) if algorithm.needs else {}
+        steps, total, delta = 0, torch.zeros(()), torch.zeros_like(model.flat)
         if algorithm.trains:
-            steps, total = self._stepping(turn, lambda: self._train(ask, mine, indices, turn, lr))
+            start = algorithm.start(ask, mine)
+            if measured or start is not ask.weights:
+                model.load(start if start.shape == model.flat.shape else ask.weights, buffers)
+            steps, total, end = self._stepping(turn, lambda: self._train(start, ask, mine, indices, turn, local, lr))
+            delta = end - start
         elif measured:
             total = torch.tensor(measured["start_loss"])
-        work = Work(examples=len(indices), steps=steps, lr=lr, **{k: v for k, v in measured.items() if k in algorithm.needs})
-        update, kept = algorithm.report(model.flat - ask.weights, work, ask, mine)
+        asked = {name: measured[name] for name in algorithm.needs}
+        work = Work(examples=len(indices), steps=steps, lr=lr, momentum=local.momentum, **asked)
+        update, kept = algorithm.report(delta, work, ask, mine)
         return Outcome(update, kept, work, model.statistics(), float(total) / max(steps, 1))
+
+    def _measured(self, needs: Collection[str], indices: npt.NDArray[np.int64], turn: Turn) -> dict[str, Any]:
+        """The loss and the gradient over all of the client's data at the weights that the model holds."""
+        found: dict[str, Any] = {"start_loss": 0.0, "start_gradient": torch.zeros_like(self.model.flat)}
+        if len(indices):
+            where = torch.from_numpy(indices)
+            x, y = self.x.index_select(0, where), self.y.index_select(0, where)
+            if "start_gradient" in needs:
+                loss, found["start_gradient"] = self._stepping(turn, lambda: self.model.gradient(x, y))
+                found["start_loss"] = float(loss)
+            else:
+                found["start_loss"] = self.model.evaluate(x, y).get("loss", 0.0)
+        return found
 
     def _stepping(self, turn: Turn, what: Any) -> Any:
         try:
@@ -150,37 +171,71 @@ class Trainer:
             ) from None
 
     def _train(
-        self, ask: Ask, mine: Arrays | None, indices: npt.NDArray[np.int64], turn: Turn, lr: float
-    ) -> tuple[int, Tensor]:
-        model, local, algorithm = self.model, self.local, self.algorithm
-        y = model.flat
-        total, steps = torch.zeros(()), 0
+        self, start: Tensor, ask: Ask, mine: Arrays | None, indices: npt.NDArray[np.int64], turn: Turn, local: Local, lr: float
+    ) -> tuple[int, Tensor, Tensor]:
+        """Local steps taken, the sum of their losses, and where they end."""
+        model, algorithm = self.model, self.algorithm
+        ours = not self.directs and start.shape == model.flat.shape
+        y = model.flat if ours else start.clone()
+        plain = ours and not (
+            self.corrects or local.momentum or local.weight_decay or local.clip_norm is not None or local.optimizer != "sgd"
+        )
+        total, steps, of = torch.zeros(()), 0, local.steps_for(len(indices))
+        per_epoch = 1 if local.batch_size is None else math.ceil(len(indices) / local.batch_size)
         rule = _Adam(y) if local.optimizer == "adam" else _Momentum(local.momentum)
+        batch = _Batch(model, once=not self.directs)
         for inputs, targets in gathered(self.x, self.y, indices, batches(local, len(indices), turn)):
-            if len(inputs) > model.part and model.separable:
-                loss, gradient = model.gradient(inputs, targets)
-                parts: tuple[Tensor, ...] = ()
-            else:
-                loss, parts = model.gradients(inputs, targets)
-                gradient = None
-            if self.plain and parts:
+            if plain and not (len(inputs) > model.part and model.separable):
                 # The same step in one pass less: no flat gradient is made.
+                loss, parts = model.gradients(inputs, targets)
                 with torch.no_grad():
                     torch._foreach_add_(model.tensors, parts, alpha=-lr)
             else:
-                if gradient is None:
-                    gradient = torch.cat([part.reshape(-1) for part in parts])
-                if self.corrects:
-                    gradient = algorithm.correct(gradient, y, ask, mine)
+                batch.take(inputs, targets)
+                towards = algorithm.direction(y, batch, ask, mine, Progress(steps, of, per_epoch))
+                loss = batch.loss if batch.loss is not None else torch.zeros(())
                 if local.clip_norm is not None:
-                    norm = torch.linalg.vector_norm(gradient)
-                    gradient = gradient * torch.clamp(local.clip_norm / (norm + 1e-6), max=1.0)
+                    towards = _clipped(towards, local.clip_norm, len(model.flat))
                 if local.weight_decay:
-                    gradient = gradient + local.weight_decay * y
-                y.add_(rule(gradient), alpha=-lr)
+                    towards = towards + local.weight_decay * y
+                y.add_(rule(towards), alpha=-lr)
             total += loss
             steps += 1
-        return steps, total
+        return steps, total, y
+
+
+class _Batch:
+    """The gradient of one mini-batch at any weights [P]. Asked more than once in a step, it is the same function each time: it
+    drops the same units, and the buffers take in the batch once."""
+
+    def __init__(self, model: Model, once: bool) -> None:
+        self.model, self.once = model, once
+
+    def take(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+        self.loss: Tensor | None = None
+        if not self.once:
+            self.random = torch.get_rng_state()
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        model = self.model
+        if weights is not model.flat:
+            model.flat.copy_(weights)
+        if self.loss is None:
+            self.loss, gradient = model.gradient(self.inputs, self.targets)
+            return gradient
+        torch.set_rng_state(self.random)
+        statistics = model.statistics()
+        _, gradient = model.gradient(self.inputs, self.targets)
+        model.load(model.flat, statistics)
+        return gradient
+
+
+def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:
+    """Each model's part of a direction, of Euclidean norm ``most`` at most."""
+    parts = towards.view(-1, parameters) if len(towards) % parameters == 0 else towards.view(1, -1)
+    norms = torch.linalg.vector_norm(parts, dim=1, keepdim=True)
+    return (parts * torch.clamp(most / (norms + 1e-6), max=1.0)).view(-1)
 
 
 class _Momentum:

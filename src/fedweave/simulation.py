@@ -12,10 +12,11 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 
+from fedweave import attacks, names, population
 from fedweave import data as datasets
-from fedweave import names
 from fedweave.algorithms import algorithm as named_algorithm
 from fedweave.algorithms import spell
+from fedweave.attacks import Attack
 from fedweave.config import Config, LocalConfig
 from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
@@ -25,6 +26,7 @@ from fedweave.history import Round, Target
 from fedweave.layout import Layout, model_hash
 from fedweave.models import Loss, ModelChoice
 from fedweave.policy import Rules
+from fedweave.population import Effort
 from fedweave.store import RunStore, unpack
 
 IN_MEMORY = "in-memory"
@@ -51,6 +53,9 @@ def simulate(
     loss: Loss | str | None = None,
     metrics: Mapping[str, Loss] | None = None,
     out: str | Path | None = None,
+    effort: Effort | str = "full",
+    attack: Attack | str | None = None,
+    byzantine: float = 0,
     engine: str = "auto",
     threads: int | None = None,
     checkpoint_every: float = 10.0,
@@ -59,8 +64,8 @@ def simulate(
     """Train one model over a split's clients.
 
     Args:
-        model: a name (``"2nn"``, ``"cnn"``, ``"char-lstm"``, ``"cifar-cnn"``, ``"logistic"``), ``"package.module:factory"``, a
-            factory without arguments, or an nn.Module, whose weights are then the initial ones.
+        model: a name (``"2nn"``, ``"2nn-bn"``, ``"cnn"``, ``"char-lstm"``, ``"cifar-cnn"``, ``"logistic"``),
+            ``"package.module:factory"``, a factory without arguments, or an nn.Module, whose weights are then the initial ones.
         data: from ``fedweave.data.partition`` or ``from_clients``.
         algorithm: an Algorithm or its text, e.g. ``"fedsgd(server_lr=0.1)"``.
         local: the local training asked of every client.
@@ -73,11 +78,14 @@ def simulate(
         initial: start weights by name; the model's own initialisation, drawn from the seed, unless given.
         evaluate_every: rounds between evaluations; 0 for never. The last round is always evaluated otherwise.
         evaluate: ``"central"`` (the test set), ``"clients"`` (each on its own examples), ``"both"``, or ``"auto"``: the test
-            set if there is one.
+            set if there is one, and every client too if the algorithm gives them models of their own.
         buffers: BatchNorm statistics and the like: ``"mean"`` averages the clients', ``"keep"`` leaves the initial ones.
         loss: (output, y) -> mean loss, or its ``"package.module:function"``; cross-entropy unless given.
         metrics: name -> (output, y) -> value per example, measured beside the loss.
         out: folder to keep the run in; it can then be resumed after any crash.
+        effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
+        attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
+        byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
         engine: ``"eager"``, or ``"auto"`` to have it chosen.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
@@ -92,6 +100,7 @@ def simulate(
         remedy = "make one with fw.data.partition(data, fw.IID(), clients=100) or fw.data.from_clients([...])"
         raise UsageError(f"data is a {type(given).__name__}, but clients' data is needed: {remedy}.")
     algorithm = named_algorithm(algorithm)
+    willing, adversary = population.effort(effort), attacks.attack(attack)
     wanted = Target.of(target) if target is not None else None
     rules = Rules(rounds, wanted, stop_at_target, patience, evaluate_every)
     config = Config.make(
@@ -109,8 +118,11 @@ def simulate(
             "max_seconds": max_seconds,
             "seed": seed,
             "evaluate_every": evaluate_every,
-            "evaluate": _measured(evaluate, data),
+            "evaluate": _measured(evaluate, data, algorithm.personalised),
             "buffers": buffers,
+            "effort": population.spell(willing),
+            "attack": None if adversary is None else attacks.spell(adversary),
+            "byzantine": byzantine,
             "engine": engine,
             "threads": threads,
             "checkpoint_every": checkpoint_every,
@@ -118,7 +130,7 @@ def simulate(
         }
     )
     with torch.random.fork_rng(devices=[]):
-        driver = Driver(config, data, model, algorithm, loss, metrics, rules, observer)
+        driver = Driver(config, data, model, algorithm, loss, metrics, rules, observer, willing, adversary)
         if initial is not None:
             driver.begin_from(initial)
         if out is not None:
@@ -189,7 +201,8 @@ def resume(
         )
         with torch.random.fork_rng(devices=[]):
             chosen_algorithm = named_algorithm(algorithm or config.algorithm)
-            driver = Driver(config, split, chosen, chosen_algorithm, objective, metrics, rules, observer)
+            willing, adversary = population.effort(config.effort), attacks.attack(config.attack)
+            driver = Driver(config, split, chosen, chosen_algorithm, objective, metrics, rules, observer, willing, adversary)
             if driver.model.layout.fingerprint != about["layout"]:
                 raise MismatchError(f"The model is not the one that the run in {folder} began with. Pass the same model=.")
             driver.go_on_from(store)
@@ -210,14 +223,14 @@ def load_result(folder: str | Path) -> Result:
         about, config = store.about(), store.config()
         checkpoint = store.restore()
         layout = Layout.parse(about["slots"])
-        state, buffers, _ = unpack(checkpoint.arrays, np.asarray)
+        snapshot = unpack(checkpoint.arrays, np.asarray)
         unfinished = f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave resume {folder}"
         records = [record for record in store.history() if record.number <= checkpoint.round]
         return Result(
             history=[record for record in records if record.number > 0],
             start=next((record for record in records if record.number == 0), None),
-            weights=layout.unflatten(state.weights, buffers),
-            model_hash=model_hash(state.weights, buffers),
+            weights=layout.unflatten(snapshot.state.weights, snapshot.buffers),
+            model_hash=model_hash(snapshot.state.weights, snapshot.buffers),
             status=about.get("status", "interrupted"),
             message=about.get("message", unfinished),
             target=Target.of(config.target) if config.target else None,
@@ -258,13 +271,13 @@ def _spelled_data(split: Split) -> dict[str, Any]:
     }
 
 
-def _measured(evaluate: str, split: Split) -> str:
+def _measured(evaluate: str, split: Split, personal: bool) -> str:
     if evaluate not in ("auto", "central", "clients", "both"):
         raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
     central = split.x_test is not None and len(split.x_test) > 0
     if not central and evaluate in ("central", "both"):
         raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
-    return evaluate if evaluate != "auto" else "central" if central else "clients"
+    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
 
 
 def _read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -12,9 +12,9 @@ import typer
 
 from fedweave.app.cli import app
 
-SHARED = """--algorithm --batch-size --clients --clip-norm --cohort --data --engine --epochs --evaluate --evaluate-every --lr
---lr-decay --max-seconds --model --momentum --optimizer --partition --patience --rounds --seed --set --shuffle --steps --target
---threads --weight-decay""".split()
+SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --effort --engine --epochs
+--evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --optimizer --partition --patience --rounds
+--seed --set --shuffle --steps --target --threads --weight-decay""".split()
 SPLIT = ["--clients", "--data", "--partition", "--seed", "--set"]
 SURFACE = {
     "run": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],
@@ -24,6 +24,8 @@ SURFACE = {
     "demo": ["--out", "--quiet", "-q"],
     "algorithms": ["name"],
     "models": [],
+    "reductions": [],
+    "attacks": [],
     "runs list": ["[FOLDER]"],
     "runs show": ["DIR"],
     "data list": [],

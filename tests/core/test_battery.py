@@ -13,30 +13,76 @@ from hypothesis import strategies as st
 
 import fedweave as fw
 from fedweave import battery
+from fedweave.algorithms import algorithm
+from fedweave.reduce import REDUCTIONS
 from fedweave.values import State
 
 seeds = st.integers(0, 2**32 - 1)
+
+SENSIBLE = {
+    "fedavgm": "fedavgm(server_lr=0.3)",
+    "fedadagrad": "fedadagrad(server_lr=0.1)",
+    "fedadam": "fedadam(server_lr=0.03)",
+    "fedyogi": "fedyogi(server_lr=0.03)",
+    "feddyn": "feddyn(alpha=0.3)",
+    "fedbn": "fedbn(norm='head.*')",
+}
+"""Hyperparameters for problems of curvature 1 at most, where the defaults are not for those."""
+
+ROUNDED = {"fedadagrad", "fedadam", "fedyogi", "qfedavg", "apfl"}
+"""They take roots, powers or sums over coordinates, which NumPy and torch may round differently."""
+
+
+def sensible(name: str) -> fw.Algorithm:
+    return algorithm(SENSIBLE.get(name, name))
 
 
 @pytest.mark.parametrize("identity", battery.IDENTITIES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", sorted(fw.algorithms()))
 @given(seed=seeds)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_every_algorithm_satisfies_every_identity(identity, name: str, seed: int) -> None:
-    identity(fw.algorithms()[name](), seed)
+    if identity.__name__ not in sensible(name).departs:
+        identity(sensible(name), seed)
+
+
+def test_what_an_algorithm_departs_from_is_an_identity_and_has_a_reason() -> None:
+    known = {identity.__name__ for identity in battery.IDENTITIES}
+    for kind in fw.algorithms().values():
+        assert set(kind.departs) <= known
+        assert all(kind.departs.values())
+
+
+@pytest.mark.parametrize("reduction", sorted(set(REDUCTIONS) - {"mean"}))
+@given(seed=seeds)
+@settings(max_examples=8, deadline=None)
+def test_identities_hold_under_every_reduction(reduction: str, seed: int) -> None:
+    """Those that are true of any rule: it adds nothing of its own, and knows neither order nor blocks."""
+    given = {"krum": "f=1", "multi_krum": "f=1", "trimmed_mean": "f=1", "bulyan": "f=0", "nnm": "f=1"}
+    given |= {"centred_clipping": "radius=10.0", "norm_clipping": "radius=10.0"}
+    name = reduction.replace("-", "_")
+    made = algorithm(f"fedavg(reduce={name}({given.get(name, '')}))")
+    battery.nobody_moves(made, seed)
+    battery.arguments_are_left_alone(made, seed)
+    battery.stacks_broadcast(made, seed)
+    if reduction != "bucketing":
+        battery.order_does_not_matter(made, seed)
 
 
 @pytest.mark.parametrize("name", sorted(fw.algorithms()))
 @given(seed=seeds, rounds=st.integers(1, 4))
 @settings(max_examples=15, deadline=None)
 def test_numpy_and_torch_give_the_same_bits(name: str, seed: int, rounds: int) -> None:
-    algorithm = fw.algorithms()[name]()
+    made = sensible(name)
     clients = battery.federation(seed)
     start = np.random.default_rng(seed).normal(size=4)
-    host = battery.play(algorithm, clients, start, rounds=rounds)
-    other = battery.play(algorithm, clients, start.copy(), rounds=rounds, to=lambda a: torch.from_numpy(np.array(a)))
+    host = battery.play(made, clients, start, rounds=rounds)
+    other = battery.play(made, clients, start.copy(), rounds=rounds, to=lambda a: torch.from_numpy(np.array(a)))
     assert isinstance(other.weights, torch.Tensor)
-    assert host.weights.tobytes() == other.weights.numpy().tobytes()
+    if name in ROUNDED:
+        np.testing.assert_allclose(other.weights.numpy(), host.weights, rtol=1e-12, atol=1e-14)
+    else:
+        assert host.weights.tobytes() == other.weights.numpy().tobytes()
 
 
 @given(seed=seeds, lr=st.floats(1e-3, 1.0), rounds=st.integers(1, 5))
@@ -160,5 +206,5 @@ def test_the_battery_catches_a_planted_fault(wrong: fw.Algorithm, identity: str)
 
 
 def test_the_battery_passes_what_is_right() -> None:
-    for kind in fw.algorithms().values():
-        battery.check(kind())
+    for name in fw.algorithms():
+        battery.check(sensible(name))

@@ -97,9 +97,9 @@ def test_local_training_is_torch_optim(settings_: dict) -> None:
             reference.parameters(), lr=local.lr, momentum=local.momentum, weight_decay=local.weight_decay
         )
     expected = plain_torch(reference, optimizer, x, y, local, TURN, local.clip_norm)
-    trainer = Trainer(model, x, y, fw.FedAvg(), local)
+    trainer = Trainer(model, x, y, fw.FedAvg())
     start = model.flat.clone()
-    outcome = trainer.turn(fw.Ask(weights=start), model.statistics(), None, np.arange(len(x)), TURN)
+    outcome = trainer.turn(fw.Ask(weights=start), model.statistics(), None, np.arange(len(x)), TURN, local)
     torch.testing.assert_close(start + outcome.update.delta, expected, rtol=2e-4, atol=2e-6)
     assert outcome.update.weight == 23
     assert outcome.work.steps == (3 if local.batch_size is None else 15)
@@ -121,8 +121,8 @@ def test_a_correction_is_applied_at_every_step() -> None:
     start = Model(build("logistic", (4,), 3, 0)).flat.clone()
 
     def trained(algorithm: fw.Algorithm) -> torch.Tensor:
-        trainer = Trainer(Model(build("logistic", (4,), 3, 0)), x, y, algorithm, local)
-        return start + trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN).update.delta
+        trainer = Trainer(Model(build("logistic", (4,), 3, 0)), x, y, algorithm)
+        return start + trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN, local).update.delta
 
     module = build("logistic", (4,), 3, 0)
     anchor = [p.detach().clone() for p in module.parameters()]
@@ -146,8 +146,8 @@ def test_a_client_trains_on_its_own_examples_however_they_are_gathered(examples,
     start = Model(build("logistic", (4,), 3, 0)).flat.clone()
 
     def trained(x, y, indices) -> torch.Tensor:
-        trainer = Trainer(Model(build("logistic", (4,), 3, 0)), x, y, fw.FedAvg(), local)
-        return trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, indices, TURN).update.delta
+        trainer = Trainer(Model(build("logistic", (4,), 3, 0)), x, y, fw.FedAvg())
+        return trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, indices, TURN, local).update.delta
 
     before = local_module.GATHERED
     try:
@@ -163,8 +163,8 @@ def test_fedsgd_sends_the_gradient_of_all_its_data_and_does_not_train() -> None:
     model = Model(build("2nn", (4,), 3, 0))
     _, expected = model.gradient(x, y)
     start = model.flat.clone()
-    trainer = Trainer(model, x, y, fw.FedSGD(server_lr=0.1), fw.Local(lr=99.0, epochs=5))
-    outcome = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN)
+    trainer = Trainer(model, x, y, fw.FedSGD(server_lr=0.1))
+    outcome = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN, fw.Local(lr=99.0, epochs=5))
     assert torch.equal(outcome.update.gradient, expected)
     assert outcome.work.steps == 0
     assert torch.equal(model.flat, start)
@@ -186,11 +186,11 @@ def test_the_loss_at_the_start_is_measured_over_all_examples() -> None:
     model = Model(build("2nn", (4,), 3, 0))
     start = model.flat.clone()
     expected = F.cross_entropy(model.module(x), y).item()
-    trainer = Trainer(model, x, y, Measures(), fw.Local(lr=0.5))
-    outcome = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN)
+    trainer = Trainer(model, x, y, Measures())
+    outcome = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(23), TURN, fw.Local(lr=0.5))
     assert outcome.update.loss == pytest.approx(expected)
     assert outcome.work.start_gradient is None
-    nothing = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(0), TURN)
+    nothing = trainer.turn(fw.Ask(weights=start), torch.zeros(0), None, np.arange(0), TURN, fw.Local(lr=0.5))
     assert (nothing.update.loss, nothing.work.steps, nothing.update.weight) == (0.0, 0, 0)
 
 
@@ -201,9 +201,11 @@ def test_dropout_is_drawn_by_address() -> None:
         module = nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5), nn.Linear(50, 3))
         model = Model(module)
         model.flat.copy_(torch.linspace(-1, 1, len(model.flat)))
-        trainer = Trainer(model, x, y, fw.FedAvg(), fw.Local(lr=0.1, shuffle="never"))
+        trainer = Trainer(model, x, y, fw.FedAvg())
         turn = Turn(0, 1, client)
-        return trainer.turn(fw.Ask(weights=model.flat.clone()), torch.zeros(0), None, np.arange(23), turn).update.delta
+        return trainer.turn(
+            fw.Ask(weights=model.flat.clone()), torch.zeros(0), None, np.arange(23), turn, fw.Local(lr=0.1, shuffle="never")
+        ).update.delta
 
     torch.manual_seed(1)
     first = trained(5)
@@ -215,9 +217,9 @@ def test_dropout_is_drawn_by_address() -> None:
 def test_batch_normalisation_on_one_example_says_what_to_do() -> None:
     x, y = problem(11)
     model = Model(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
-    trainer = Trainer(model, x, y, fw.FedAvg(), fw.Local(batch_size=5))
+    trainer = Trainer(model, x, y, fw.FedAvg())
     with pytest.raises(UsageError, match="Client 7 has a batch of one example in round 2"):
-        trainer.turn(fw.Ask(weights=model.flat.clone()), model.statistics(), None, np.arange(11), TURN)
+        trainer.turn(fw.Ask(weights=model.flat.clone()), model.statistics(), None, np.arange(11), TURN, fw.Local(batch_size=5))
 
 
 def test_other_errors_of_a_model_are_not_hidden() -> None:
@@ -230,6 +232,6 @@ def test_other_errors_of_a_model_are_not_hidden() -> None:
             raise ValueError("the model's own")
 
     model = Model(Broken())
-    trainer = Trainer(model, *problem(), fw.FedAvg(), fw.Local())
+    trainer = Trainer(model, *problem(), fw.FedAvg())
     with pytest.raises(ValueError, match="the model's own"):
-        trainer.turn(fw.Ask(weights=torch.zeros(1)), torch.zeros(0), None, np.arange(3), TURN)
+        trainer.turn(fw.Ask(weights=torch.zeros(1)), torch.zeros(0), None, np.arange(3), TURN, fw.Local())

@@ -102,7 +102,7 @@ def test_what_is_spelled_reads_back(server_lr: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["f(", "f(1)", "f(a=b)", "f(**{})", "(a=1)", "f(a=__import__('os'))", "f(a=1)+g(b=2)", "f(a=1"]
+    "text", ["f(", "f(1)", "f(a=b.c)", "f(**{})", "(a=1)", "f(a=__import__('os'))", "f(a=1)+g(b=2)", "f(a=1"]
 )
 def test_what_is_no_plain_call_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="Cannot read"):

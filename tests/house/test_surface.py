@@ -16,8 +16,10 @@ import fedweave as fw
 
 NAMES = set(
     """
-    Algorithm Arrays Ask ByColumn Classes Cohort Dirichlet FedAvg FedSGD FedweaveError IID Local LogNormal Mean PowerLaw
-    Reduction Result Round Shards State Update Work algorithms data resume simulate
+    Algorithm algorithms APFL Arrays Ask attacks Bucketing Bulyan ByColumn CentredClipping Classes Cohort data Dirichlet
+    Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedDyn FedNova FedPer FedProx FedRep FedSGD FedweaveError FedYogi
+    GeometricMedian IID Krum Local LogNormal Mean Median Mime MimeLite MultiKrum NNM NormClipping PowerLaw QFedAvg
+    Reduction Result resume Round SCAFFOLD Shards simulate State TrimmedMean Update Work WorkerMomentum
     """.split()
 )
 
@@ -42,6 +44,9 @@ SIMULATE: dict[str, Any] = {
     "loss": None,
     "metrics": None,
     "out": None,
+    "effort": "full",
+    "attack": None,
+    "byzantine": 0,
     "engine": "auto",
     "threads": None,
     "checkpoint_every": 10.0,
@@ -154,5 +159,45 @@ def test_by_column_takes_the_name_in_its_place() -> None:
 
 
 def test_algorithms_by_name() -> None:
-    assert fw.algorithms() == {"fedavg": fw.FedAvg, "fedsgd": fw.FedSGD}
+    assert fw.algorithms() == {
+        "fedavg": fw.FedAvg,
+        "fedsgd": fw.FedSGD,
+        "fedprox": fw.FedProx,
+        "fedavgm": fw.FedAvgM,
+        "fedadagrad": fw.FedAdagrad,
+        "fedadam": fw.FedAdam,
+        "fedyogi": fw.FedYogi,
+        "fednova": fw.FedNova,
+        "scaffold": fw.SCAFFOLD,
+        "feddyn": fw.FedDyn,
+        "mime": fw.Mime,
+        "mime-lite": fw.MimeLite,
+        "qfedavg": fw.QFedAvg,
+        "worker-momentum": fw.WorkerMomentum,
+        "ditto": fw.Ditto,
+        "fedbn": fw.FedBN,
+        "fedper": fw.FedPer,
+        "fedrep": fw.FedRep,
+        "apfl": fw.APFL,
+    }
     assert fw.FedSGD(server_lr=0.5).server_lr == 0.5
+
+
+FIELDS = {
+    fw.FedSGD: {"server_lr": 1.0},
+    fw.FedProx: {"mu": 0.01, "adaptive": False},
+    fw.FedAvgM: {"server_lr": 1.0, "momentum": 0.9},
+    fw.FedAdagrad: {"server_lr": 1.0, "beta1": 0.0, "tau": 1e-3},
+    fw.FedAdam: {"server_lr": 1.0, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    fw.FedYogi: {"server_lr": 1.0, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
+    fw.FedNova: {"server_lr": 1.0, "momentum": 0.0, "mu": 0.0},
+    fw.SCAFFOLD: {"server_lr": 1.0, "option": 2, "weighting": "uniform"},
+    fw.FedDyn: {"alpha": 0.01, "weighting": "uniform"},
+    fw.QFedAvg: {"q": 1.0, "weighting": "examples"},
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS, ids=lambda kind: kind.__name__)
+def test_the_names_of_hyperparameters(kind: Any) -> None:
+    made = kind()
+    assert {name: getattr(made, name) for name in FIELDS[kind]} == FIELDS[kind]

@@ -4,12 +4,49 @@
 from __future__ import annotations
 
 from fedweave import names
+from fedweave.algorithms.apfl import APFL
+from fedweave.algorithms.ditto import Ditto
 from fedweave.algorithms.fedavg import FedAvg
+from fedweave.algorithms.fedavgm import FedAvgM
+from fedweave.algorithms.fedbn import FedBN
+from fedweave.algorithms.feddyn import FedDyn
+from fedweave.algorithms.fednova import FedNova
+from fedweave.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from fedweave.algorithms.fedper import FedPer
+from fedweave.algorithms.fedprox import FedProx
+from fedweave.algorithms.fedrep import FedRep
 from fedweave.algorithms.fedsgd import FedSGD
+from fedweave.algorithms.mime import Mime, MimeLite
+from fedweave.algorithms.qfedavg import QFedAvg
+from fedweave.algorithms.scaffold import SCAFFOLD
+from fedweave.algorithms.worker_momentum import WorkerMomentum
 from fedweave.contract import Algorithm
-from fedweave.errors import UsageError
+from fedweave.reduce import REDUCTIONS
 
-REGISTRY: dict[str, type[Algorithm]] = {"fedavg": FedAvg, "fedsgd": FedSGD}
+REGISTRY: dict[str, type[Algorithm]] = {
+    "fedavg": FedAvg,
+    "fedsgd": FedSGD,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fednova": FedNova,
+    "scaffold": SCAFFOLD,
+    "feddyn": FedDyn,
+    "mime": Mime,
+    "mime-lite": MimeLite,
+    "qfedavg": QFedAvg,
+    "worker-momentum": WorkerMomentum,
+    "ditto": Ditto,
+    "fedbn": FedBN,
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "apfl": APFL,
+}
+
+PARTS: names.Parts = dict.fromkeys(("reduce", "then"), ("reduction", REDUCTIONS))
+"""Parameters whose values are chosen by name: ``"fedavg(reduce=nnm(f=2, then=median))"``."""
 
 
 def algorithms() -> dict[str, type[Algorithm]]:
@@ -24,25 +61,36 @@ def algorithm(choice: str | Algorithm) -> Algorithm:
         UnknownName: there is none of that name.
         UsageError: an argument is unknown or out of its range.
     """
-    if isinstance(choice, Algorithm):
-        return choice
-    if not isinstance(choice, str):
-        raise UsageError(f"algorithm is {choice!r}; give an Algorithm such as FedAvg() or a name such as 'fedavg'.")
-    head, _, _ = choice.partition("(")
-    if ":" not in head:
-        return names.build("algorithm", REGISTRY, choice)
-    found = names.imported("algorithm", head)
-    if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise UsageError(f"{head!r} is not a fedweave Algorithm; name a class that derives from fedweave.Algorithm.")
-    return names.build("algorithm", {head: found}, choice)
+    return names.chosen("algorithm", REGISTRY, Algorithm, choice, PARTS)
 
 
 def spell(value: Algorithm) -> str:
     """The text that ``algorithm`` turns back into this value."""
-    for name, kind in REGISTRY.items():
-        if type(value) is kind:
-            return names.spell(name, value)
-    return names.spell(names.address(type(value)) or type(value).__name__, value)
+    return names.spelled(REGISTRY, value, PARTS)
 
 
-__all__ = ["REGISTRY", "FedAvg", "FedSGD", "algorithm", "algorithms", "spell"]
+__all__ = [
+    "APFL",
+    "REGISTRY",
+    "SCAFFOLD",
+    "Ditto",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedDyn",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedSGD",
+    "FedYogi",
+    "Mime",
+    "MimeLite",
+    "QFedAvg",
+    "WorkerMomentum",
+    "algorithm",
+    "algorithms",
+    "spell",
+]

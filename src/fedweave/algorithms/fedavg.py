@@ -5,7 +5,7 @@ Decentralized Data", AISTATS 2017, arXiv:1602.05629, Algorithm 1 (FederatedAvera
     paper                     here
     w_t                       state.weights
     w^k_{t+1} - w_t           delta
-    n_k                       work.examples, the update's weight
+    n_k                       work.examples, the update's weight unless weighting="uniform"
     m_t = sum_{S_t} n_k       aggregate.weight (the erratum: the clients of the cohort, not all)
     E, B, eta                 Local(epochs, batch_size, lr)
     C                         cohort=
@@ -30,7 +30,7 @@ class FedAvg(Algorithm):
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv:1602.05629"
 
     def report(self, delta: Array, work: Work, ask: Ask, mine: Arrays | None) -> tuple[Update, Arrays | None]:
-        return Update(delta=delta, weight=work.examples), mine
+        return Update(delta=delta, weight=self.weight(work)), mine
 
     def step(self, state: State, aggregate: Update, cohort: Cohort) -> State:
         return state.replace(weights=state.weights + aggregate.delta)

@@ -16,8 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedweave.contract import Algorithm, Array, Arrays, Ask, Cohort, State, Update, Work
-from fedweave.errors import UsageError
+from fedweave.contract import Algorithm, Array, Arrays, Ask, Cohort, State, Update, Work, within
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class FedSGD(Algorithm):
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.server_lr < float("inf"):
-            raise UsageError(f"server_lr is {self.server_lr}; it must be a number from 0 up.")
+        super().__post_init__()
+        within("server_lr", self.server_lr, 0)
 
     def report(self, delta: Array, work: Work, ask: Ask, mine: Arrays | None) -> tuple[Update, Arrays | None]:
-        return Update(gradient=work.start_gradient, weight=work.examples), mine
+        return Update(gradient=work.start_gradient, weight=self.weight(work)), mine
 
     def step(self, state: State, aggregate: Update, cohort: Cohort) -> State:
         return state.replace(weights=state.weights - self.server_lr * aggregate.gradient)

@@ -6,12 +6,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedweave.app import text
 from fedweave.errors import UnknownName
 from fedweave.names import normalise
+
+SHARED = ("reduce", "weighting")
+"""Parameters that every algorithm has."""
 
 
 def first_line(thing: Any) -> str:
@@ -22,22 +25,35 @@ def first_line(thing: Any) -> str:
     return words if len(words) <= 110 else words[:110].rpartition(" ")[0] + " ..."
 
 
-def parameters(make: Callable[..., Any]) -> str:
+def parameters(make: Callable[..., Any], hidden: Sequence[str] = ()) -> str:
     """``"server_lr=1.0"``: what may be given in brackets after the name."""
     shown = []
     for p in inspect.signature(make).parameters.values():
-        if p.name != "reduce":
-            shown.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+        if p.name not in hidden:
+            shown.append(p.name if p.default is p.empty else f"{p.name}={_default(p.default)}")
     return ", ".join(shown)
+
+
+def _default(value: Any) -> str:
+    """As it is written in a call: a reduction by its name."""
+    from fedweave.algorithms import PARTS
+    from fedweave.names import spell
+
+    name = next((name for name, kind in PARTS["reduce"][1].items() if type(value) is kind), None)
+    return repr(value) if name is None else spell(name.replace("-", "_"), value, PARTS)
 
 
 def algorithm_table() -> str:
     """Name, what it does, parameters and paper of every algorithm."""
     from fedweave.algorithms import REGISTRY
 
-    rows = [(name, first_line(kind), parameters(kind) or "-", kind.paper) for name, kind in REGISTRY.items()]
+    rows = [(name, first_line(kind), parameters(kind, SHARED) or "-", kind.paper) for name, kind in REGISTRY.items()]
     table = text.table(("algorithm", "what it does", "parameters", "paper"), rows)
-    return f"{table}\n\nExplain one with `fedweave algorithms NAME`; train with `fedweave run --algorithm NAME`."
+    return (
+        f"{table}\n\nEach also takes reduce=..., a robust reduction instead of the weighted mean (`fedweave reductions` lists "
+        "them),\nand weighting='examples' or 'uniform'."
+        "\n\nExplain one with `fedweave algorithms NAME`; train with `fedweave run --algorithm NAME`."
+    )
 
 
 def algorithm_page(name: str) -> str:
@@ -55,16 +71,43 @@ def algorithm_page(name: str) -> str:
     fields = [
         (f.name, "" if f.default is dataclasses.MISSING else f"default {f.default!r}")
         for f in dataclasses.fields(kind)
-        if f.name != "reduce"
+        if f.init and f.name not in SHARED
     ]
+    fields.append(("weighting", f"default {_field(kind, 'weighting').default!r}"))
+    fields.append(("reduce", "default mean; `fedweave reductions` lists the others"))
     module = inspect.getmodule(kind)
     parts = [f"{normalise(name)}\n", inspect.getdoc(kind) or ""]
-    own = text.pairs(fields) if fields else "  none of its own; local training is set by --lr, --epochs, ..."
-    parts.append(f"\nParameters:\n{own}")
+    parts.append(f"\nParameters (local training is set by --lr, --epochs, ...):\n{text.pairs(fields)}")
     parts.append(f"\n{inspect.getdoc(module) or kind.paper}")
-    example = f"fedweave run --algorithm '{normalise(name)}" + (f"({fields[0][0]}=...)'" if fields else "'")
+    example = f"fedweave run --algorithm '{normalise(name)}" + (f"({fields[0][0]}=...)'" if len(fields) > 2 else "'")
     parts.append(f"\nTry: {example}")
     return "\n".join(parts)
+
+
+def _field(kind: type[Any], name: str) -> dataclasses.Field[Any]:
+    return next(f for f in dataclasses.fields(kind) if f.name == name)
+
+
+def reduction_table() -> str:
+    """Name, what it does and parameters of every reduction."""
+    from fedweave.reduce import REDUCTIONS
+
+    rows = [(name, first_line(kind), parameters(kind) or "-") for name, kind in REDUCTIONS.items()]
+    table = text.table(("reduction", "how updates become one", "parameters"), rows)
+    return (
+        f"{table}\n\nGive one to any algorithm that takes it: --algorithm 'fedavg(reduce=krum(f=2))'; nnm and bucketing go "
+        "before another:\n--algorithm 'fedavg(reduce=bucketing(s=2, then=centred_clipping(radius=1)))'. "
+        "Inside brackets, words are joined by underscores."
+    )
+
+
+def attack_table() -> str:
+    """Name, what it does, parameters and paper of every attack."""
+    from fedweave.attacks import ATTACKS
+
+    rows = [(name, first_line(kind), parameters(kind) or "-", kind.paper) for name, kind in ATTACKS.items()]
+    table = text.table(("attack", "what bad clients send", "parameters", "paper"), rows)
+    return f"{table}\n\nTry: fedweave run --attack 'ipm(epsilon=0.1)' --byzantine 2 --algorithm 'fedavg(reduce=median)'"
 
 
 def model_table() -> str:

@@ -232,6 +232,22 @@ def algorithms(name: Annotated[str | None, typer.Argument(help="Explain this one
 
 
 @app.command()
+def reductions() -> None:
+    """The ways in which updates become one, robust ones among them."""
+    from fedweave.app.catalogue import reduction_table
+
+    typer.echo(reduction_table())
+
+
+@app.command()
+def attacks() -> None:
+    """What bad clients can do, to test robust reductions with."""
+    from fedweave.app.catalogue import attack_table
+
+    typer.echo(attack_table())
+
+
+@app.command()
 def models() -> None:
     """The models that can be chosen by name."""
     from fedweave.app.catalogue import model_table

@@ -89,6 +89,7 @@ class Facts:
     seconds: float
     seconds_evaluating: float
     refused: int
+    dropped: int
 
     @classmethod
     def of(cls, result: Result, target: Target | None = None) -> Facts:
@@ -109,6 +110,7 @@ class Facts:
             seconds=math.fsum(r.seconds for r in result.history),
             seconds_evaluating=math.fsum(r.seconds_evaluating for r in history),
             refused=sum(len(r.refused) for r in result.history),
+            dropped=sum(len(r.dropped) for r in result.history),
         )
 
     @property
@@ -143,6 +145,7 @@ def summary(result: Result) -> dict[str, Any]:
         "seconds": facts.seconds,
         "seconds_evaluating": facts.seconds_evaluating,
         "refused": facts.refused,
+        "dropped": facts.dropped,
         "folder": str(result.folder) if result.folder is not None else None,
     }
 
@@ -168,6 +171,8 @@ def summary_text(result: Result, report: str | None = None) -> str:
     rows.append(("model", f"{result.model_hash[:12]} (SHA-256), {result.parameters:,} parameters"))
     if facts.refused:
         rows.append(("refused", f"{facts.refused} updates were not counted; see the report"))
+    if facts.dropped:
+        rows.append(("dropped", f"{facts.dropped} times a client was not done in time; the rounds went on without it"))
     if result.folder is not None:
         rows.append(("folder", str(result.folder)))
         if report is not None:

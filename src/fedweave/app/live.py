@@ -168,6 +168,8 @@ class Lines(View):
             parts.append(f"{text.duration(left)} left" + (" at most" if self.progress.target else ""))
         if r.refused:
             parts.append(f"{len(r.refused)} refused")
+        if r.dropped:
+            parts.append(f"{len(r.dropped)} dropped")
         self._say("  ".join(part for part in parts if part))
         self.waiting = False
 

@@ -47,7 +47,7 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
 
-_LOCAL, _RUN = "Local training", "Rounds and evaluation"
+_LOCAL, _RUN, _UNEVEN = "Local training", "Rounds and evaluation", "Slow and bad clients"
 DATA = (
     Flag("data", str, "Data set by name, e.g. mnist or 'synthetic(alpha=1, beta=1)', a CSV or Parquet file, or a saved split."),
     Flag(
@@ -78,6 +78,9 @@ FLAGS = (
     SEED,
     Flag("evaluate_every", int, "Rounds between evaluations; 0 for never.", _RUN),
     Flag("evaluate", str, "What is evaluated: central, clients, both or auto.", _RUN),
+    Flag("effort", str, "How much of their local work clients do: full, 'stragglers(share=0.5, drop=True)', ...", _UNEVEN),
+    Flag("attack", str, "What bad clients send, e.g. 'ipm(epsilon=0.1)'; see fedweave attacks.", _UNEVEN),
+    Flag("byzantine", str, "How many clients are bad: a count, or a fraction of all.", _UNEVEN),
     Flag("engine", str, "How the cohort is trained.", _RUN),
     Flag("threads", int, "torch threads; chosen from the model unless given.", _RUN),
 )

@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from fedweave.values import Update
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+
+from fedweave.values import Array, Update
 
 Partial = Any
 """What a reduction has gathered so far; only the reduction that made it looks inside."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a reduction works.
+
+    Args:
+        seed, round: address its random draws.
+        last: what it gave in the round before, [D], all arrays of the aggregate as one vector; None in the first round.
+    """
+
+    seed: int = 0
+    round: int = 1
+    last: Array = None
 
 
 @runtime_checkable
@@ -18,6 +36,11 @@ class Reduction(Protocol):
     Updates are added in client order within fixed blocks of clients, and blocks are merged in order, so a sum is
     bit-identical however many workers made the blocks. A reduction that needs all updates at once (a median) gathers
     them in ``add`` and works in ``result``.
+
+    A reduction may have more, and everything does without it that has not: ``linear``, whether the aggregate is the weighted
+    mean (which some algorithms and secure sums need); ``check(cohort)``, raising UsageError if it cannot work with so many
+    clients; ``at(moment)``, itself for one round, with what only the round knows; ``remembers``, whether it must be told
+    ``moment.last``, which is then part of the server's state.
     """
 
     def empty(self) -> Partial:
@@ -31,3 +54,39 @@ class Reduction(Protocol):
 
     def result(self, partial: Partial) -> Update | None:
         """The aggregate, its ``weight`` the sum of the updates' weights; None if no update has a weight above 0."""
+
+
+def vector(update: Update) -> Array:
+    """All that an update holds but its weight, as one vector [D], in its own order."""
+    values = [value for name, value in update.items() if name != "weight"]
+    like = next((value for value in values if is_array_api_obj(value)), np.zeros(0))
+    xp = array_namespace(like)
+    flat = [xp.reshape(v if is_array_api_obj(v) else xp.asarray(v, dtype=like.dtype), (-1,)) for v in values]
+    return xp.concat(flat) if len(flat) > 1 else flat[0]
+
+
+def linear(reduction: Reduction) -> bool:
+    """Whether the aggregate is the weighted mean of what was sent."""
+    return bool(getattr(reduction, "linear", False))
+
+
+def remembers(reduction: Reduction) -> bool:
+    """Whether it must be told what it gave in the round before."""
+    return bool(getattr(reduction, "remembers", False))
+
+
+def at(reduction: Reduction, moment: Moment) -> Reduction:
+    """The reduction for one round."""
+    bound = getattr(reduction, "at", None)
+    return reduction if bound is None else bound(moment)
+
+
+def check(reduction: Reduction, cohort: int) -> None:
+    """See that it can work with a cohort of so many clients.
+
+    Raises:
+        UsageError: it cannot, and why.
+    """
+    found = getattr(reduction, "check", None)
+    if found is not None:
+        found(cohort)

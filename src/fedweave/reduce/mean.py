@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, is_array_api_obj
 
@@ -31,6 +31,8 @@ class Mean:
     order of clients moves the last bit at most. Multiplication, addition and division are single IEEE operations, so NumPy
     and torch agree to the bit.
     """
+
+    linear: ClassVar[bool] = True
 
     def empty(self) -> Sums:
         return Sums(0.0, {}, {})

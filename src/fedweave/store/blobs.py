@@ -50,7 +50,7 @@ class Blobs:
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         """Keep the arrays; returns their address, the hex SHA-256 of the file."""
-        content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in arrays.items()})
         digest = hashlib.sha256(content).hexdigest()
         if not self.path(digest).exists():
             write_durably(self.path(digest), content)

@@ -6,6 +6,7 @@
     final.safetensors    the model at the end
     ledger.sqlite3       what is true: configuration, rounds, checkpoints
     blobs/               checkpoints, named by their SHA-256
+    clients/             what clients keep between their rounds, if they do; see ``store.clients``
 
 A checkpoint's blob is on disk before the ledger names it, and the rounds up to it are committed with it: whatever the moment of
 a crash, the ledger tells of a whole checkpoint. Rounds are committed in groups, at most ``GROUP`` seconds late; a round that a
@@ -35,7 +36,7 @@ from fedweave.store.blobs import Blobs, write_durably
 GROUP = 0.5
 """Seconds between two commits of rounds."""
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the tables below."""
 
 _tables = sa.MetaData()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,31 +15,46 @@ from fedweave.values import Array, Arrays, State
 Host = npt.NDArray[Any]
 
 
-def pack(state: State, buffers: Array, kept: Mapping[int, Arrays]) -> dict[str, Host]:
-    """Named ``state.<name>``, ``buffers`` and ``kept.<client>.<name>``; what is no array becomes one without dimensions."""
-    packed = {f"state.{name}": _host(value) for name, value in state.items()}
-    packed["buffers"] = _host(buffers)
-    for client, arrays in kept.items():
-        packed |= {f"kept.{client}.{name}": _host(value) for name, value in arrays.items()}
+@dataclass(frozen=True)
+class Snapshot:
+    """A run between two rounds.
+
+    Args:
+        state: of the server.
+        buffers: of the model, [B].
+        memory: what the engine must be given back.
+        clients: where the clients' states lie, as ``ClientStates.checkpoint`` describes it.
+    """
+
+    state: State
+    buffers: Array
+    memory: Arrays
+    clients: Mapping[str, Host]
+
+
+def pack(snapshot: Snapshot) -> dict[str, Host]:
+    """Named ``state.<name>``, ``buffers``, ``memory.<name>`` and ``clients.<name>``; what is no array becomes one without
+    dimensions."""
+    packed = {f"state.{name}": _host(value) for name, value in snapshot.state.items()}
+    packed["buffers"] = _host(snapshot.buffers)
+    packed |= {f"memory.{name}": _host(value) for name, value in snapshot.memory.items()}
+    packed |= {f"clients.{name}": value for name, value in snapshot.clients.items()}
     return packed
 
 
-def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> tuple[State, Array, dict[int, Arrays]]:
+def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> Snapshot:
     """The inverse of ``pack``; ``to`` makes each array one of the engine's kind."""
 
     def back(value: Host) -> Array:
         return value.item() if value.ndim == 0 else to(value)
 
-    state: dict[str, Array] = {}
-    kept: dict[int, dict[str, Array]] = {}
+    parts: dict[str, dict[str, Host]] = {"state": {}, "memory": {}, "clients": {}, "buffers": {}}
     for name, value in packed.items():
         head, _, rest = name.partition(".")
-        if head == "state":
-            state[rest] = back(value)
-        elif head == "kept":
-            client, _, leaf = rest.partition(".")
-            kept.setdefault(int(client), {})[leaf] = back(value)
-    return State(**state), to(packed["buffers"]), {client: Arrays(**arrays) for client, arrays in kept.items()}
+        parts[head][rest] = value
+    state = State(**{name: back(value) for name, value in parts["state"].items()})
+    memory = Arrays(**{name: back(value) for name, value in parts["memory"].items()})
+    return Snapshot(state, to(parts["buffers"][""]), memory, parts["clients"])
 
 
 def _host(value: Array) -> Host:
