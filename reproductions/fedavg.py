@@ -33,6 +33,7 @@ PUBLISHED = {
     "cnn-iid-fedsgd": (626, "table 2: CNN, FedSGD, IID"),
     "cnn-iid-e1": (34, "table 2: CNN, B = 10, E = 1, IID"),
     "cnn-iid-e5": (20, "table 2: CNN, B = 10, E = 5, IID"),
+    "cnn-iid-e5-once": (20, "the same, one split of the data per round"),
 }
 """Rounds to target in the paper, and where it says so."""
 

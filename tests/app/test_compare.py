@@ -97,3 +97,14 @@ def test_a_killed_comparison_goes_on(cli: Any) -> None:
             path.unlink()
     assert cli(*words).exit_code == 0
     assert {name: r["model_hash"] for name, r in folders().items()} == {name: r["model_hash"] for name, r in whole.items()}
+
+
+def test_clients_are_measured_under_all_if_one_gives_them_models_of_their_own(cli: Any) -> None:
+    words = ("--data", "digits", "--partition", "shards(per_client=1)", "--clients", "4", "--cohort", "4", "--rounds", "3")
+    result = cli("compare", "fedavg", "fedper", *words, "--out", "both")
+    assert result.exit_code == 0, result.stderr
+    head, _, fedavg, fedper = (line.split("  ") for line in result.stdout.splitlines()[-6:-2])
+    assert head[-1].strip() == "final clients_accuracy"
+    assert float(fedper[-1]) > float(fedavg[-1]) + 0.1
+    last = folders()["fedper-seed0"]["metrics"]
+    assert f"{last['clients_accuracy']:.4f}" == fedper[-1].strip()

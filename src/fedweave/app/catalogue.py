@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedweave.app import text
@@ -17,12 +17,11 @@ SHARED = ("reduce", "weighting")
 """Parameters that every algorithm has."""
 
 
-def first_line(thing: Any) -> str:
-    """The first sentence of a docstring, on one line of at most 110 characters."""
-    words = re.split(r"(?<=[a-z0-9)]\.)\s(?=[A-Z])", " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()))[
-        0
-    ].rstrip(".;")
-    return words if len(words) <= 110 else words[:110].rpartition(" ")[0] + " ..."
+def first_line(thing: Any, most: int = 110) -> str:
+    """The first sentence of a docstring, on one line of at most so many characters."""
+    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    words: str = re.split(r"(?<=[a-z0-9)]\.)\s(?=[A-Z])", paragraph)[0].rstrip(".;")
+    return words if len(words) <= most else words[:most].rpartition(" ")[0] + " ..."
 
 
 def parameters(make: Callable[..., Any], hidden: Sequence[str] = ()) -> str:
@@ -43,15 +42,25 @@ def _default(value: Any) -> str:
     return repr(value) if name is None else spell(name.replace("-", "_"), value, PARTS)
 
 
+def _listing(registry: Mapping[str, type[Any]], hidden: Sequence[str] = ()) -> str:
+    """Three lines each: the call with its defaults, what it does, the paper."""
+    lines = []
+    for name, kind in registry.items():
+        given = parameters(kind, hidden)
+        lines.append(f"{name}({given})" if given else name)
+        lines.append(f"    {first_line(kind, 160)}.")
+        if getattr(kind, "paper", ""):
+            lines.append(f"    {kind.paper}")
+    return "\n".join(lines)
+
+
 def algorithm_table() -> str:
-    """Name, what it does, parameters and paper of every algorithm."""
+    """Name, parameters, what it does and paper of every algorithm."""
     from fedweave.algorithms import REGISTRY
 
-    rows = [(name, first_line(kind), parameters(kind, SHARED) or "-", kind.paper) for name, kind in REGISTRY.items()]
-    table = text.table(("algorithm", "what it does", "parameters", "paper"), rows)
     return (
-        f"{table}\n\nEach also takes reduce=..., a robust reduction instead of the weighted mean (`fedweave reductions` lists "
-        "them),\nand weighting='examples' or 'uniform'."
+        f"{_listing(REGISTRY, SHARED)}\n\nEach also takes reduce=..., a robust reduction instead of the weighted mean "
+        "(`fedweave reductions` lists them),\nand weighting='examples' or 'uniform'."
         "\n\nExplain one with `fedweave algorithms NAME`; train with `fedweave run --algorithm NAME`."
     )
 
@@ -92,11 +101,9 @@ def reduction_table() -> str:
     """Name, what it does and parameters of every reduction."""
     from fedweave.reduce import REDUCTIONS
 
-    rows = [(name, first_line(kind), parameters(kind) or "-") for name, kind in REDUCTIONS.items()]
-    table = text.table(("reduction", "how updates become one", "parameters"), rows)
     return (
-        f"{table}\n\nGive one to any algorithm that takes it: --algorithm 'fedavg(reduce=krum(f=2))'; nnm and bucketing go "
-        "before another:\n--algorithm 'fedavg(reduce=bucketing(s=2, then=centred_clipping(radius=1)))'. "
+        f"{_listing(REDUCTIONS)}\n\nGive one to any algorithm that takes it: --algorithm 'fedavg(reduce=krum(f=2))'; "
+        "nnm and bucketing go before another:\n--algorithm 'fedavg(reduce=bucketing(s=2, then=centred_clipping(radius=1)))'. "
         "Inside brackets, words are joined by underscores."
     )
 
@@ -105,9 +112,8 @@ def attack_table() -> str:
     """Name, what it does, parameters and paper of every attack."""
     from fedweave.attacks import ATTACKS
 
-    rows = [(name, first_line(kind), parameters(kind) or "-", kind.paper) for name, kind in ATTACKS.items()]
-    table = text.table(("attack", "what bad clients send", "parameters", "paper"), rows)
-    return f"{table}\n\nTry: fedweave run --attack 'ipm(epsilon=0.1)' --byzantine 2 --algorithm 'fedavg(reduce=median)'"
+    example = "fedweave run --attack 'ipm(epsilon=0.1)' --byzantine 2 --algorithm 'fedavg(reduce=median)'"
+    return f"{_listing(ATTACKS)}\n\nTry: {example}"
 
 
 def model_table() -> str:

@@ -173,7 +173,7 @@ def compare(
                 live.emit({"label": entry.label, "seed": result.config.seed if result.config else None, **summary(result)})
         live.emit({"page": str(page), "warnings": notes})
         return
-    typer.echo("\n" + text.table(comparison.head(found), comparison.rows(found), right=range(1, 6)))
+    typer.echo("\n" + text.table(comparison.head(found), comparison.rows(found), right=range(1, 7)))
     typer.echo(f"\npage  {page}")
 
 

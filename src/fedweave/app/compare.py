@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedweave.app import charts, text
-from fedweave.app.facts import Facts, metrics_of, records
+from fedweave.app.facts import Facts, last, metrics_of, records
 from fedweave.app.live import View
 from fedweave.app.page import Page
 from fedweave.app.report import partition_section, repeat, split_for
@@ -20,6 +20,8 @@ from fedweave.history import Target
 if TYPE_CHECKING:
     from fedweave.config import Config
     from fedweave.simulation import Result
+
+CLIENTS = "clients_accuracy"
 
 HEAD = ("run", "rounds to target", "bytes to target", "best", "final", "training time")
 
@@ -60,7 +62,19 @@ def entries(items: Sequence[str], flags: Mapping[str, Any], sets: Sequence[str],
                 raise UsageError(f"{item!r} is neither a run's folder, nor a .toml file, nor an algorithm. {error}") from None
         found.append(Entry(label, [base.model_copy(update={"seed": s}) for s in (seeds or [base.seed])]))
     _distinct(found)
+    _measure_clients(found)
     return found
+
+
+def _measure_clients(found: Sequence[Entry]) -> None:
+    """Where one algorithm gives clients models of their own, every client is measured under all of them."""
+    from fedweave.algorithms import algorithm
+
+    configs = [config for entry in found for config in entry.configs]
+    if any(algorithm(config.algorithm).personalised for config in configs):
+        for entry in found:
+            both = [c.model_copy(update={"evaluate": "both"}) if c.evaluate == "auto" else c for c in entry.configs]
+            entry.configs = both
 
 
 def _distinct(found: Sequence[Entry]) -> None:
@@ -163,8 +177,18 @@ def rows(found: Sequence[Entry]) -> list[tuple[str, ...]]:
         label = entry.label if len(facts) == 1 else f"{entry.label} ({len(facts)} seeds)"
         best = text.spread([f.best[0] for f in facts if f.best is not None])
         final = text.spread([f.final[0] for f in facts if f.final is not None])
-        lines.append((label, to_rounds, to_bytes, best, final, text.spread([f.seconds for f in facts], "duration")))
+        line: tuple[str, ...] = (label, to_rounds, to_bytes, best, final, text.spread([f.seconds for f in facts], "duration"))
+        if _with_clients(found):
+            clients = [value[0] for r in entry.results if (value := last(records(r), CLIENTS)) is not None]
+            line = (*line, text.spread(clients))
+        lines.append(line)
     return lines
+
+
+def _with_clients(found: Sequence[Entry]) -> bool:
+    """Whether the table has a column for the clients' own accuracy."""
+    judged = {Facts.of(r, common_target(found)).metric for entry in found for r in entry.results}
+    return CLIENTS not in judged and any(last(records(r), CLIENTS) is not None for entry in found for r in entry.results)
 
 
 def head(found: Sequence[Entry]) -> tuple[str, ...]:
@@ -172,7 +196,8 @@ def head(found: Sequence[Entry]) -> tuple[str, ...]:
     target = common_target(found)
     metric = next((f.metric for entry in found for r in entry.results if (f := Facts.of(r, target)).metric), "metric")
     names = {"rounds to target": f"rounds to {target}" if target else "rounds to target"}
-    return tuple(names.get(name, f"{name} {metric}" if name in ("best", "final") else name) for name in HEAD)
+    words = [names.get(name, f"{name} {metric}" if name in ("best", "final") else name) for name in HEAD]
+    return (*words, f"final {CLIENTS}") if _with_clients(found) else tuple(words)
 
 
 def compare_page(title: str, lead: str, found: Sequence[Entry], notes: Sequence[str] = ()) -> Page:
@@ -180,7 +205,7 @@ def compare_page(title: str, lead: str, found: Sequence[Entry], notes: Sequence[
     page = Page(title, lead)
     for note in notes:
         page.banner(note, "warn")
-    page.section("Side by side", page.table(head(found), rows(found), right=range(1, 6)), page.note(_small_print(found)))
+    page.section("Side by side", page.table(head(found), rows(found), right=range(1, 7)), page.note(_small_print(found)))
     curves_section(page, "Curves", found, common_target(found))
     made = [split for entry in found for r in entry.results if (split := split_for(r)) is not None]
     splits = {split.fingerprint: split for split in made}

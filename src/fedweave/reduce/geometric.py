@@ -82,7 +82,7 @@ class GeometricMedian(Stacked):
 class CentredClipping(Stacked):
     """The last aggregate, moved by the mean of the updates' differences from it, each clipped to a radius.
 
-    Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, arXiv:2012.10333, Algorithm 2:
+    Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, arXiv:2012.10333:
     v = v + mean_k (x_k - v) min(1, radius / |x_k - v|). In the first round v is 0. Time O(K P) an iteration. Use it when
     clients differ and the radius can be chosen: about the distance of an honest update from the mean.
 
