@@ -125,6 +125,18 @@ def test_a_survey_that_nobody_answers_changes_nothing_and_the_round_goes_on() ->
     assert c.state.mean.tolist() == [0.0, 0.0]
 
 
+@dataclass(frozen=True)
+class Deaf(fw.Algorithm):
+    """Surveys, and makes nothing of it."""
+
+    surveys: ClassVar[bool] = True
+
+
+def test_a_survey_that_is_not_listened_to_leaves_fedavg() -> None:
+    settings_ = {"model": "logistic", "data": digits(), "cohort": 3, "rounds": 2}
+    assert fw.simulate(algorithm=Deaf(), **settings_).model_hash == fw.simulate(**settings_).model_hash
+
+
 # A reduction that remembers ----------------------------------------------------------------------------------------------
 
 
