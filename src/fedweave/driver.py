@@ -26,7 +26,8 @@ from fedweave.config import Config
 from fedweave.contract import Algorithm
 from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
 from fedweave.data import Split
-from fedweave.engines import Eager, Engine, Job
+from fedweave.engines import ENGINES, Engine, Job, Setup
+from fedweave.engines import build as build_engine
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Round, Target
 from fedweave.interrupt import Interrupt
@@ -37,8 +38,6 @@ from fedweave.population import Effort
 from fedweave.randomness import derive, generator
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
-
-ENGINES = ("auto", "eager")
 
 Observer = Callable[[events.Event], None]
 
@@ -116,7 +115,7 @@ class Driver:
         self._number = self._done = 0
 
     def _engine(self) -> Engine:
-        return Eager(
+        setup = Setup(
             self.model,
             self.split,
             self.algorithm,
@@ -129,6 +128,7 @@ class Driver:
             watch=self._watch,
             fresh=self.fresh,
         )
+        return build_engine(setup)
 
     # Where a run begins --------------------------------------------------------------------------------------------------
 
@@ -169,6 +169,7 @@ class Driver:
             raise
 
     def _keep_clients_in(self, folder: Path) -> None:
+        self.engine.close()
         self.kept.close()
         self.kept = ClientStates(folder, self.split.clients)
         self.engine = self._engine()
@@ -229,6 +230,7 @@ class Driver:
         finally:
             if self.store is not None:
                 self.store.close()
+            self.engine.close()
             self.kept.close()
 
     def _opening(self) -> events.RunStarted:
