@@ -75,7 +75,7 @@ class Driver:
         if split.clients == 0:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
-        self.policy = Synchronous(cohort_size(config.cohort, split.clients))
+        self.policy, self.cohort = Synchronous(), cohort_size(config.cohort, split.clients)
         shape = tuple(split.x_train.shape[1:])
 
         def make() -> nn.Module:
@@ -95,7 +95,7 @@ class Driver:
             _check_target(rules.target, self.model.measures, config.evaluate)
         self.config = config.model_copy(update={"threads": threads_for(self.model, split, config)})
         self.effort, self.local = effort, config.local.value()
-        algorithm.check(self.local, self.policy.size)
+        algorithm.check(self.local, self.cohort)
         self.algorithm = algorithm.bind(self.model.layout)
         if algorithm.wires:
             self.algorithm = self.algorithm.wired(graph.read(self.model.module, tensor(split.x_train[:2])))
@@ -192,7 +192,7 @@ class Driver:
     def drive(self) -> Result:
         began = time.monotonic()
         self.coordinator = coordinator = Coordinator(
-            self.algorithm, self.state, self.buffers, self.split.clients, self.policy, self.rules, self.config.seed,
+            self.algorithm, self.state, self.buffers, self.split.clients, self.cohort, self.policy, self.rules, self.config.seed,
             self.start, self.history,
         )  # fmt: skip
         self.observer(self._opening())
@@ -240,7 +240,7 @@ class Driver:
             algorithm=self.config.algorithm,
             data=self.split.name,
             clients=self.split.clients,
-            cohort=self.policy.size,
+            cohort=self.cohort,
             rounds=self.rules.rounds,
             engine=self.engine.name,
             target=self.rules.target,

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
+from fedweave.errors import UsageError
 from fedweave.values import Array, Update
 
 Partial = Any
@@ -40,7 +41,9 @@ class Reduction(Protocol):
     A reduction may have more, and everything does without it that has not: ``linear``, whether the aggregate is the weighted
     mean (which some algorithms and secure sums need); ``check(cohort)``, raising UsageError if it cannot work with so many
     clients; ``at(moment)``, itself for one round, with what only the round knows; ``remembers``, whether it must be told
-    ``moment.last``, which is then part of the server's state.
+    ``moment.last``, which is then part of the server's state; ``scaled(partial, factor, but)``, the same with all that was
+    gathered, weights and the arrays named in ``but`` excepted, times ``factor`` (which asynchronous rounds need, to discount
+    what is stale).
     """
 
     def empty(self) -> Partial:
@@ -79,6 +82,20 @@ def at(reduction: Reduction, moment: Moment) -> Reduction:
     """The reduction for one round."""
     bound = getattr(reduction, "at", None)
     return reduction if bound is None else bound(moment)
+
+
+def scaled(reduction: Reduction, partial: Partial, factor: float, but: tuple[str, ...] = ()) -> Partial:
+    """What was gathered, all but its weights and the arrays named in ``but`` times ``factor``; ``partial`` must not be used
+    afterwards.
+
+    Raises:
+        UsageError: the reduction cannot discount what is stale.
+    """
+    found = getattr(reduction, "scaled", None)
+    if found is None:
+        name = type(reduction).__name__
+        raise UsageError(f"The reduction {name} has no scaled(partial, factor, but), which asynchronous rounds need.")
+    return found(partial, factor, but)
 
 
 def check(reduction: Reduction, cohort: int) -> None:

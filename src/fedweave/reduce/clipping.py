@@ -51,5 +51,8 @@ class NormClipping:
     def merge(self, first: Partial, second: Partial) -> Partial:
         return Mean().merge(first, second)
 
+    def scaled(self, partial: Partial, factor: float, but: tuple[str, ...] = ()) -> Partial:
+        return Mean().scaled(partial, factor, but)
+
     def result(self, partial: Partial) -> Update | None:
         return Mean().result(partial)

@@ -28,6 +28,10 @@ class Listing:
         first.extend(second)
         return first
 
+    def scaled(self, partial: list[Update], factor: float, but: tuple[str, ...] = ()) -> list[Update]:
+        kept = {"weight", *but}
+        return [update.replace(**{n: v * factor for n, v in update.items() if n not in kept}) for update in partial]
+
 
 @dataclass(frozen=True)
 class Gather(Listing):

@@ -67,6 +67,12 @@ class Mean:
             first.sums[name] += value
         return first
 
+    def scaled(self, partial: Sums, factor: float, but: tuple[str, ...] = ()) -> Sums:
+        for name in partial.sums:
+            if name not in but:
+                partial.sums[name] = partial.sums[name] * factor
+        return partial
+
     def result(self, partial: Sums) -> Update | None:
         if not partial.weight > 0.0:
             return None
