@@ -34,7 +34,7 @@ from fedweave.interrupt import Interrupt
 from fedweave.layout import model_hash
 from fedweave.models import Loss, Model, ModelChoice, build, flatten, redrawn, tensor
 from fedweave.policy import Rules, Synchronous, cohort_size
-from fedweave.population import Effort
+from fedweave.population import Asked, Effort
 from fedweave.randomness import derive, generator
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
@@ -207,7 +207,8 @@ class Driver:
                             if survey or not self.algorithm.surveys:
                                 self._number, self._done = number, 0
                                 self.observer(events.RoundStarted(number, tuple(clients.tolist())))
-                            efforts = self.effort.plan(self.config.seed, number, clients, self.local)
+                            asked = Asked(self.config.seed, number, clients, self.local, self.split.sizes[clients])
+                            efforts = self.effort.plan(asked)
                             job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey)
                             for b in self.engine.train(job):
                                 now = time.monotonic()
