@@ -24,16 +24,17 @@ from fedweave.coordinator import (
     Finish,
     Ignored,
     Publish,
+    Roster,
     Stop,
     Tally,
     Train,
-    Uniform,
     fault,
     finite,
 )
 from fedweave.errors import UsageError
 from fedweave.history import Target
 from fedweave.policy import Rules, Synchronous, cohort_size
+from fedweave.sampling import Uniform
 
 P = 3
 NOBODY = np.zeros(0, np.int64)
@@ -295,7 +296,7 @@ def test_buffers_follow_the_aggregate() -> None:
 
 @given(cohort=st.integers(1, 50), population=st.integers(50, 2000), seed=st.integers(0, 99), round=st.integers(1, 99))
 def test_a_cohort_is_drawn_without_replacement(cohort, population, seed, round) -> None:
-    chosen = Uniform(seed, population)(round, cohort, 0.0, NOBODY)
+    chosen = Roster(Uniform(), seed, population)(round, cohort, 0.0, NOBODY)
     assert len(chosen) == len(set(chosen.tolist())) == cohort
     assert chosen.min() >= 0
     assert chosen.max() < population
@@ -305,7 +306,7 @@ def test_a_cohort_is_drawn_without_replacement(cohort, population, seed, round) 
 def test_every_client_is_drawn_as_often_as_any_other() -> None:
     counts = np.zeros(20)
     for number in range(1, 2001):
-        counts[Uniform(0, 20)(number, 5, 0.0, NOBODY)] += 1
+        counts[Roster(Uniform(), 0, 20)(number, 5, 0.0, NOBODY)] += 1
     # 2000 rounds x 5/20: mean 500, standard deviation sqrt(2000 x 0.25 x 0.75) = 19.4
     assert np.abs(counts - 500).max() < 4.5 * 19.4
 

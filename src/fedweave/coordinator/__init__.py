@@ -4,7 +4,8 @@
 from fedweave.coordinator.admission import fault, finite
 from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Gathered
 from fedweave.coordinator.flow import FlowCourse
-from fedweave.coordinator.machine import Coordinator, Uniform
+from fedweave.coordinator.machine import Coordinator
+from fedweave.coordinator.roster import Roster
 from fedweave.coordinator.rounds import RoundCourse
 from fedweave.events import (
     Answered,
@@ -31,6 +32,6 @@ from fedweave.reduce.fold import BLOCK
 
 __all__ = [
     "BLOCK", "LATE", "RETRY", "Answered", "Arrived", "Base", "Begin", "Cancel", "Choose", "Collect", "Coordinator", "Effect",
-    "Evaluate", "Evaluated", "Event", "Failed", "Finish", "Fired", "FlowCourse", "Gathered", "Ignored", "Publish", "RoundCourse",
-    "SetTimer", "Status", "Stop", "Tally", "Train", "Uniform", "fault", "finite",
+    "Evaluate", "Evaluated", "Event", "Failed", "Finish", "Fired", "FlowCourse", "Gathered", "Ignored", "Publish", "Roster", "RoundCourse",
+    "SetTimer", "Status", "Stop", "Tally", "Train", "fault", "finite",
 ]  # fmt: skip

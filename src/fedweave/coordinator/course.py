@@ -28,8 +28,9 @@ Lost = tuple[int, str]
 class Choose(Protocol):
     """Says who is asked."""
 
-    def __call__(self, round: int, size: int, now: float, busy: Clients) -> Clients:
-        """At most ``size`` clients, ascending, none of them ``busy``; fewer where not so many are to be had.
+    def __call__(self, round: int, size: int, now: float, busy: Clients) -> Clients | None:
+        """Clients, ascending, none of them ``busy``: ``size`` of them, or fewer where not so many are to be had. None: there is
+        nobody now.
 
         Args:
             round: addresses the draw.

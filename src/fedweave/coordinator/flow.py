@@ -140,7 +140,8 @@ class FlowCourse:
         assert self.round is not None
         busy = np.sort(np.array([t.client for held in self._held() for t in held.values()], np.int64))
         self.draws += 1
-        clients = self.choose(self.draws, free, now, busy)
+        found = self.choose(self.draws, free, now, busy)
+        clients = np.zeros(0, np.int64) if found is None else found[:free]
         effects: list[Effect] = []
         if len(clients):
             first, self.tasks = self.tasks, self.tasks + len(clients)
@@ -234,9 +235,9 @@ class FlowCourse:
     # Between rounds ------------------------------------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Any]:
-        assert not self.gathering
-        assert not self.said, "what came before it was wanted is not kept"
-        held = [(t, i) for i, tasks in enumerate((self.working, self.buffer)) for t in tasks.values()]
+        # What answers say is not kept: it is collected again.
+        waiting = {**self.gathering, **self.buffer}
+        held = [(t, i) for i, tasks in enumerate((self.working, waiting)) for t in tasks.values()]
         s = self.spent
         rest = {
             "lost": self.lost,

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from fedweave.contract import Algorithm, Array, Cohort, State, Update
 from fedweave.coordinator.admission import finite
-from fedweave.coordinator.course import LATE, Base, Choose, Clients, Course, Gathered
+from fedweave.coordinator.course import LATE, Base, Choose, Course, Gathered
 from fedweave.coordinator.flow import FlowCourse
+from fedweave.coordinator.roster import Roster
 from fedweave.coordinator.rounds import RoundCourse
 from fedweave.events import (
     Answered,
@@ -40,32 +41,12 @@ from fedweave.events import (
     Publish,
     Status,
     Stop,
-    Tally,
 )
 from fedweave.history import Round
 from fedweave.layout import model_hash
 from fedweave.policy import FedAsync, FedBuff, Policy, Rules
-from fedweave.randomness import generator
 from fedweave.reduce.base import Moment, at, remembers, vector
-
-
-class Uniform:
-    """Draws uniformly without replacement, whoever is not busy.
-
-    Args:
-        seed: addresses the draws.
-        population: number of clients.
-    """
-
-    def __init__(self, seed: int, population: int) -> None:
-        self.seed, self.population = seed, population
-
-    def __call__(self, round: int, size: int, now: float, busy: Clients) -> Clients:
-        draw = generator(self.seed, "cohort", round)
-        free = self.population - len(busy)
-        chosen = np.sort(draw.choice(free, min(size, free), replace=False, shuffle=False)).astype(np.int64)
-        # The i-th of those who are free: each busy client below it moves it up by one.
-        return chosen + np.searchsorted(busy - np.arange(len(busy)), chosen, side="right")
+from fedweave.sampling import Uniform
 
 
 class Coordinator:
@@ -110,7 +91,7 @@ class Coordinator:
         self.stopping: Status | None = None
         self._record: Round | None = None
         self._began = 0.0
-        asks = choose or Uniform(seed, population)
+        asks = choose or Roster(Uniform(), seed, population)
         self.course: Course
         if isinstance(policy, (FedBuff, FedAsync)):
             self.course = FlowCourse(policy, algorithm.reduce, cohort, population, asks)

@@ -78,7 +78,7 @@ class RoundCourse:
         assert self.waiting is not None
         number, first, survey = self.waiting
         clients = self.choose(first, self.size, now, np.zeros(0, np.int64))
-        if len(clients) == 0:
+        if clients is None:
             return [SetTimer("retry", number, now + RETRY)]
         self.waiting = None
         return self._converse(number, clients, survey, now)
@@ -87,6 +87,9 @@ class RoundCourse:
         status, seconds = np.full(len(clients), ASKED, np.int8), self.policy.seconds
         self.current = Conversation(number, clients, survey, status, Fold(self.reduction, len(clients)))
         effects: list[Effect] = [Train(number, clients, survey, seconds=seconds if self.policy.partial else None)]
+        if len(clients) == 0:
+            # A round without clients is over at once.
+            return [SetTimer("deadline", _half(number, survey), now)]
         if seconds is not None:
             effects.append(SetTimer("deadline", _half(number, survey), now + seconds))
         return effects
@@ -206,7 +209,7 @@ class RoundCourse:
         assert set(c.failed) == set(np.flatnonzero(c.status == FAILED).tolist())
         assert np.array_equal(c.fold.settled, c.status >= DELIVERED)
         standing = Standing(self.wanted, len(c.clients), c.answers, len(c.failed), c.overdue)
-        assert c.closed or self.policy.verdict(standing) == "open"
+        assert c.closed or self.policy.verdict(standing) == "open" or not len(c.clients)
         assert not c.closed or (c.status == ANSWERED).any()
 
 

@@ -37,9 +37,9 @@ def policy(choice: str | Policy) -> Policy:
     Raises:
         UnknownName, UsageError: there is none of that name; an argument is unknown or out of its range.
     """
-    if isinstance(choice, tuple(POLICIES.values())):
-        return choice
     if not isinstance(choice, str):
+        if isinstance(choice, tuple(POLICIES.values())):
+            return choice
         raise UsageError(f"policy is {choice!r}; give a policy or a name such as 'synchronous'.")
     found: Policy = names.build("policy", POLICIES, choice, PARTS)
     return found

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asynchronous rounds: the server steps whenever enough updates are in, whatever model each of them began from.
 
-    papers                                 here
-    tau, t - tau                           staleness: server steps between the model a client began from and the one it meets
-    s(t - tau)                             ``factor(staleness)`` of a Staleness
-    K, M_c (FedBuff)                       buffer, concurrency
-    alpha_t = alpha s(t - tau) (FedAsync)  ``alpha`` times the factor
+papers                                 here
+tau, t - tau                           staleness: server steps between the model a client began from and the one it meets
+s(t - tau)                             ``factor(staleness)`` of a Staleness
+K, M_c (FedBuff)                       buffer, concurrency
+alpha_t = alpha s(t - tau) (FedAsync)  ``alpha`` times the factor
 """
 
 from __future__ import annotations
