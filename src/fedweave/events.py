@@ -58,8 +58,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class Arrived:
-    """The updates of the cohort's positions ``first`` up to ``last`` (excluded), already gathered where they were made; an answer
-    that had not come before is in with them."""
+    """The updates of the cohort's positions ``first`` up to ``last`` (excluded), already gathered where they were made; an
+    answer that had not come before is in with them."""
 
     round: int
     first: int

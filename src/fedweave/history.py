@@ -29,8 +29,8 @@ class Round:
         figures: numbers of the algorithm's own, such as the widths of layers that grow.
         reasons: why, of each of ``dropped``.
         virtual_seconds: from the start of the run to the end of this round on the clients' own clock; None if they have none.
-        staleness: of each of ``cohort`` that was counted, ascending clients: how many steps the server took since the model that it
-            began from; empty where all begin from the round's own.
+        staleness: of each of ``cohort``, how many steps the server took since the model that it began from; empty where all
+            begin from the round's own.
     """
 
     number: int

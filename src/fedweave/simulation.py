@@ -93,8 +93,8 @@ def simulate(
         metrics: name -> (output, y) -> value per example, measured beside the loss.
         out: folder to keep the run in; it can then be resumed after any crash.
         policy: when a round closes: ``"synchronous"``, ``"deadline(seconds=60)"``, ``"over-selection(factor=1.3)"``,
-            ``"k-of-n(k=8)"``; or ``"fedbuff(buffer=10)"`` and ``"fedasync(alpha=0.6)"``, whose ``rounds`` are steps of the server
-            and whose ``cohort`` is at work at a time. All but the first need a population.
+            ``"k-of-n(k=8)"``; or ``"fedbuff(buffer=10)"`` and ``"fedasync(alpha=0.6)"``, whose ``rounds`` are steps of the
+            server and whose ``cohort`` is at work at a time. All but the first need a population.
         sampling: who is asked, e.g. ``"available"`` or ``"power-of-choice(d=20)"`` (see ``fedweave.sampling``).
         population: the clients' devices, on whose clock the run then goes, e.g. ``"population(speed=lognormal(median=100,
             sigma=1))"`` (see ``fedweave.population``).

@@ -31,7 +31,7 @@ from fedweave.events import (
 from fedweave.reduce.fold import BLOCK
 
 __all__ = [
-    "BLOCK", "LATE", "RETRY", "Answered", "Arrived", "Base", "Begin", "Cancel", "Choose", "Collect", "Coordinator", "Effect",
-    "Evaluate", "Evaluated", "Event", "Failed", "Finish", "Fired", "FlowCourse", "Gathered", "Ignored", "Publish", "Roster", "RoundCourse",
-    "SetTimer", "Status", "Stop", "Tally", "Train", "fault", "finite",
+    "BLOCK", "LATE", "RETRY", "Answered", "Arrived", "Base", "Begin", "Cancel", "Choose", "Collect", "Coordinator",
+    "Effect", "Evaluate", "Evaluated", "Event", "Failed", "Finish", "Fired", "FlowCourse", "Gathered", "Ignored",
+    "Publish", "Roster", "RoundCourse", "SetTimer", "Status", "Stop", "Tally", "Train", "fault", "finite",
 ]  # fmt: skip

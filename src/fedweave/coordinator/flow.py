@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asynchronous rounds: clients are always at work, each from the model that was the server's when it began; a round is over when
-the buffer is full.
+"""Asynchronous rounds: clients are always at work, each from the model that was the server's when it began; a round is over
+when the buffer is full.
 
              Train               Answered             buffer full: Collect             all are in
     (places) ─────► at work ───────────────► buffered ───────────────────► gathering ─────────────► step

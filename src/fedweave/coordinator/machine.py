@@ -6,8 +6,8 @@
                         │   ▲ Answered, Arrived, Failed, Fired       (if due)                   or done
                         └───┘ (twice, where the algorithm surveys first)
 
-What happens while it is training is the affair of a Course: round by round, or without end (see ``rounds`` and ``flow``), by the
-policy. It reads no clock, draws no shared random number and knows neither files nor torch: a simulator drives it with an
+What happens while it is training is the affair of a Course: round by round, or without end (see ``rounds`` and ``flow``), by
+the policy. It reads no clock, draws no shared random number and knows neither files nor torch: a simulator drives it with an
 engine, a server with a network. An event that comes twice, late or for another round changes nothing and says why.
 """
 

@@ -2,8 +2,8 @@
 """The training of an asynchronous run, put off and done in batches.
 
 What a client sends depends on the model it began from, its data and its draws, all of which are known once it has begun. So
-its training may be done at any time before its answer is used: when one is needed, others whose answers come next are trained with
-it. What a client keeps stays aside until its answer is used, so that a checkpoint holds nothing of the future.
+its training may be done at any time before its answer is used: when one is needed, others whose answers come next are trained
+with it. What a client keeps stays aside until its answer is used, so that a checkpoint holds nothing of the future.
 """
 
 from __future__ import annotations

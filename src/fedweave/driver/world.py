@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtual clock: when what clients are asked for would come, on their own devices. Nothing sleeps, and nothing depends on the
-machine that simulates them.
+"""The virtual clock: when what clients are asked for would come, on their own devices. Nothing sleeps, and nothing depends on
+the machine that simulates them.
 
 A task takes what its device needs to receive, to train and to send. Whoever dies, goes offline or never begins is noticed as it
 happens, as by a server whose clients hold a connection. Events come in the order of their time; at one time first what clients
@@ -144,8 +144,8 @@ class World:
                 break
             return event
         raise UsageError(
-            f"No client has answered for a long time (it is second {self.now:,.0f} on their clock). Are they ever online, and do "
-            "they not all fail? Look at the population's availability, dropout and never_starts."
+            f"No client has answered for a long time (it is second {self.now:,.0f} on their clock). Are they ever online, and "
+            "do they not all fail? Look at the population's availability, dropout and never_starts."
         )
 
     def pending(self) -> dict[tuple[int, int], float]:

@@ -25,8 +25,8 @@ from fedweave.reduce.base import Partial
 class Job:
     """One conversation: these clients, ascending, from this state [P] and these buffers [B].
 
-    ``efforts`` says how each of them trains, None if its work is not wanted or it is not done in time; in a survey nobody trains.
-    ``apart``: each update is handed over in a block of its own.
+    ``efforts`` says how each of them trains, None if its work is not wanted or it is not done in time; in a survey nobody
+    trains. ``apart``: each update is handed over in a block of its own.
     """
 
     round: int
@@ -53,8 +53,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Scattered(Job):
-    """Clients of an asynchronous run, in any order, none of them twice: each began in a round of its own, from the model that was
-    the server's then. ``state`` and ``buffers`` are the server's now.
+    """Clients of an asynchronous run, in any order, none of them twice: each began in a round of its own, from the model that
+    was the server's then. ``state`` and ``buffers`` are the server's now.
 
     Args:
         rounds: in which each began, which addresses its draws and its learning rate.

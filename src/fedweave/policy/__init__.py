@@ -51,6 +51,7 @@ def spell(value: Policy) -> str:
 
 
 __all__ = [
-    "POLICIES", "STALENESS", "Buffered", "Constant", "Deadline", "FedAsync", "FedBuff", "Hinge", "KofN", "OverSelection", "Pace",
-    "Policy", "Polynomial", "Rounds", "Rules", "Staleness", "Standing", "Synchronous", "Verdict", "cohort_size", "policy", "spell",
+    "POLICIES", "STALENESS", "Buffered", "Constant", "Deadline", "FedAsync", "FedBuff", "Hinge", "KofN",
+    "OverSelection", "Pace", "Policy", "Polynomial", "Rounds", "Rules", "Staleness", "Standing", "Synchronous",
+    "Verdict", "cohort_size", "policy", "spell",
 ]  # fmt: skip

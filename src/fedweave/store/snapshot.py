@@ -39,7 +39,8 @@ class Snapshot:
 
 
 def pack(snapshot: Snapshot) -> dict[str, Host]:
-    """Named ``state.<name>``, ``buffers``, ``layout`` and ``<part>.<name>``; what is no array becomes one without dimensions."""
+    """Named ``state.<name>``, ``buffers``, ``layout`` and ``<part>.<name>``; what is no array becomes one without
+    dimensions."""
     packed = {f"state.{name}": _host(value) for name, value in snapshot.state.items()}
     packed["buffers"] = _host(snapshot.buffers)
     packed["layout"] = np.frombuffer(snapshot.layout.encode(), np.uint8)
