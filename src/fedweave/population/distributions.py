@@ -188,8 +188,11 @@ def given(name: str, value: object, low: float, high: float) -> float | Distribu
 
 
 def quantile(value: float | Distribution, u: Floats) -> Floats:
-    """Of a distribution, or the number itself for everyone."""
-    return value.quantile(u) if isinstance(value, Distribution) else np.full(len(u), float(value))
+    """Of a distribution, cut where a 32-bit float could not hold it; or the number itself for everyone."""
+    if not isinstance(value, Distribution):
+        return np.full(len(u), float(value))
+    with np.errstate(over="ignore"):
+        return np.minimum(value.quantile(u), 2.0**100)
 
 
 def _number(name: str, value: float, low: float, above: bool = False, infinite: bool = False) -> None:

@@ -166,7 +166,8 @@ def _drawn(seed: int, clients: int, kinds: Sequence[Population], kind: Any) -> D
         u = _uniform(seed, name, clients)
         for number, value in enumerate(values):
             own = kind == number
-            found[name][own] = _single(name, quantile(value, u[own]))
+            # A drawn speed is not 0, however small.
+            found[name][own] = np.maximum(quantile(value, u[own]), 2.0**-100 if name in RATES else 0.0)
     whens = [one.availability for one in kinds]
     calendars = tuple(None if when is None else when.calendar(_uniforms(seed), clients) for when in whens)
     calendar: Calendar | None = None
@@ -174,11 +175,6 @@ def _drawn(seed: int, clients: int, kinds: Sequence[Population], kind: Any) -> D
         calendar = calendars[0] if len(kinds) == 1 else Several(kind, calendars)
     variations = tuple((one.jitter, one.lateness) for one in kinds)
     return Devices(seed=seed, kind=kind, variations=variations, calendar=calendar, **found)
-
-
-def _single(name: str, values: Floats) -> Floats:
-    """Within what a 32-bit float can hold: a drawn speed is neither 0 nor infinite."""
-    return np.clip(values, 2.0**-100 if name in RATES else 0.0, 2.0**100) if name not in RISKS else values
 
 
 def _top(value: Spread) -> float:
