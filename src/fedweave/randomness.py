@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,31 @@ def generator(seed: int, purpose: str, round: int = 0, client: int = 0, index: i
     # The lowest counter word is the one that drawing advances: 2**64 blocks before two streams could touch.
     counter = np.array([0, index, client, round], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=_key(int(seed), purpose)))
+
+
+class Stream:
+    """``generator`` for many addresses of one purpose: the same draws at a fifth of the cost, by moving one generator about.
+
+    Args:
+        seed, purpose: as of ``generator``.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._made = generator(seed, purpose)
+        self._philox = self._made.bit_generator
+        self._state: Any = self._philox.state
+
+    def at(self, round: int = 0, client: int = 0, index: int = 0) -> np.random.Generator:
+        """The stream of that address, good until the next call."""
+        self._state["state"]["counter"] = np.array((0, index, client, round), dtype=np.uint64)
+        self._philox.state = self._state
+        return self._made
+
+
+@lru_cache(maxsize=64)
+def stream(seed: int, purpose: str) -> Stream:
+    """The stream of this process for a purpose: what it gave at one address ends with the next."""
+    return Stream(seed, purpose)
 
 
 def derive(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:
