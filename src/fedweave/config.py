@@ -100,6 +100,7 @@ class Config(BaseModel):
         0, description="how many clients are bad, a count or a fraction of all; needs attack"
     )
     engine: str = Field("auto", description="how the cohort is trained")
+    workers: int | None = Field(None, description="processes that train; as many as are worth it unless given")
     threads: int | None = Field(None, description="torch threads; chosen from the model unless given")
     checkpoint_every: float = Field(10.0, description="seconds between checkpoints")
     initial: str | None = Field(None, description="safetensors file with the start weights")

@@ -65,6 +65,7 @@ def simulate(
     attack: Attack | str | None = None,
     byzantine: float = 0,
     engine: str = "auto",
+    workers: int | None = None,
     threads: int | None = None,
     checkpoint_every: float = 10.0,
     observer: Observer | None = None,
@@ -102,6 +103,7 @@ def simulate(
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
         engine: ``"eager"``, or ``"auto"`` to have it chosen.
+        workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
         observer: called with each event of ``fedweave.history``.
@@ -148,6 +150,7 @@ def simulate(
             "attack": None if terms.attack is None else attacks.spell(terms.attack),
             "byzantine": byzantine,
             "engine": engine,
+            "workers": workers,
             "threads": threads,
             "checkpoint_every": checkpoint_every,
             "initial": None if initial is None else "initial.safetensors",

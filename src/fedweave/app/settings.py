@@ -85,6 +85,7 @@ FLAGS = (
     Flag("attack", str, "What bad clients send, e.g. 'ipm(epsilon=0.1)'; see fedweave attacks.", _UNEVEN),
     Flag("byzantine", str, "How many clients are bad: a count, or a fraction of all.", _UNEVEN),
     Flag("engine", str, "How the cohort is trained.", _RUN),
+    Flag("workers", int, "Processes that train; as many as are worth it unless given.", _RUN),
     Flag("threads", int, "torch threads; chosen from the model unless given.", _RUN),
 )
 

@@ -141,6 +141,8 @@ class Driver:
             byzantine=self.byzantine,
             watch=self._watch,
             fresh=self.fresh,
+            engine=self.config.engine,
+            workers=self.config.workers or 1,
         )
         return build_engine(setup)
 

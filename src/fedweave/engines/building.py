@@ -11,16 +11,18 @@ from torch import Tensor
 from fedweave.attacks import Attack
 from fedweave.contract import Algorithm
 from fedweave.data import Split
-from fedweave.engines.base import Engine, Kept
+from fedweave.engines.base import Engine, Kept, Kernel
 from fedweave.engines.cohorts import Cohorts, client_state
 from fedweave.engines.eager import Eager
 from fedweave.engines.inline import Inline
 from fedweave.engines.measuring import Measure
 from fedweave.engines.performing import Performer
+from fedweave.engines.stacks import stack
+from fedweave.engines.vectorized import Vectorized
 from fedweave.local import Trainer
 from fedweave.models import Model, tensor
 
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "vectorized")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Setup:
     byzantine: Sequence[int] = ()
     watch: Callable[[int], None] | None = None
     fresh: Callable[[int], Tensor] | None = None
+    engine: str = "auto"
+    workers: int = 1
 
 
 def build(setup: Setup) -> Engine:
@@ -61,7 +65,11 @@ def build(setup: Setup) -> Engine:
     if s.attack is not None and s.attack.flips_labels:
         liar = Trainer(s.model, x, s.attack.flipped(y, s.split.classes), s.algorithm, s.fresh)
     policy = "home" if s.algorithm.keeps_buffers else s.buffers
-    kernel = Eager(honest, liar)
+    kernel: Kernel = Eager(honest, liar)
+    if s.engine == "vectorized":
+        made = stack(s.model, x, y)
+        if not isinstance(made, str):
+            kernel = Vectorized(honest, liar, made, kernel)
     performer = Performer(kernel, s.split, s.seed, policy, s.byzantine, s.attack is not None)
     measure = Measure(
         s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), policy == "home"
