@@ -121,6 +121,7 @@ class Driver:
         self.start: Round | None = None
         self.history: list[Round] = []
         self.course: Mapping[str, Any] = {}
+        self.errands: Mapping[str, Any] = {}
         self._number = self._done = 0
 
     def _build(self) -> None:
@@ -200,7 +201,7 @@ class Driver:
         self._keep_clients_in(store.folder)
         self.kept.restore(snapshot.clients)
         self.state, self.buffers, self.engine.memory = snapshot.state, snapshot.buffers, snapshot.memory
-        self.course = snapshot.course
+        self.course, self.errands = snapshot.course, snapshot.errands
         self.roster.restore(dict(snapshot.roster))
         self.store = store
         store.write("config.toml", self.config.toml().encode())
@@ -210,7 +211,7 @@ class Driver:
     def drive(self) -> Result:
         began = time.monotonic()
         self.coordinator = coordinator = self._coordinator()
-        carrier = self._carrier(coordinator)
+        carrier = self.carrier = self._carrier(coordinator)
         self.observer(self._opening())
         limit, ended = self.config.max_seconds, None
 
@@ -278,7 +279,7 @@ class Driver:
         carrier = Virtual(site, self.world, self.aside, self.config.buffers == "mean" and not self.algorithm.keeps_buffers)
         last = self.history[-1] if self.history else self.start
         if last is not None and last.virtual_seconds is not None:
-            carrier.go_on(last.virtual_seconds)
+            carrier.go_on(last.virtual_seconds, self.errands)
         return carrier
 
     def _announce(self, number: int, clients: tuple[int, ...], survey: bool) -> None:
@@ -329,9 +330,19 @@ class Driver:
         at = getattr(self, "coordinator", self)
         layout = self.algorithm.layout(at.state)
         spelled = "" if layout is None else layout.spell()
-        course = self.coordinator.course.arrays() if hasattr(self, "coordinator") else {}
-        clients = self.kept.checkpoint()
-        return pack(Snapshot(at.state, at.buffers, self.engine.memory, clients, spelled, course, self.roster.arrays()))
+        begun = hasattr(self, "coordinator")
+        return pack(
+            Snapshot(
+                at.state,
+                at.buffers,
+                self.engine.memory,
+                self.kept.checkpoint(),
+                spelled,
+                self.coordinator.course.arrays() if begun else {},
+                self.roster.arrays(),
+                self.carrier.arrays() if begun else {},
+            )
+        )
 
     def _result(self, ended: Finish) -> Result:
         c = self.coordinator
