@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedweave.contract import Algorithm
 from fedweave.coordinator.course import RETRY, Base, Choose, Gathered
 from fedweave.errors import UsageError
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
@@ -25,6 +26,22 @@ from fedweave.policy import Buffered
 from fedweave.reduce.base import Partial, Reduction, scaled
 from fedweave.reduce.fold import Fold
 from fedweave.values import State
+
+
+def suits(algorithm: Algorithm, policy: Buffered) -> None:
+    """See that an algorithm can do without rounds.
+
+    Raises:
+        UsageError: it cannot, and why.
+    """
+    name = type(algorithm).__name__
+    why = algorithm.assumes_rounds
+    if not why and (algorithm.surveys or algorithm.prepares or algorithm.period > 1):
+        why = "its rounds are more than one conversation with clients that began together"
+    if not why and policy.mixes and not algorithm.trains:
+        why = "its clients send gradients, not models that could be mixed"
+    if why:
+        raise UsageError(f"{name} cannot be used with {type(policy).__name__}: {why}. Choose a policy of synchronous rounds.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fedweave.contract import Algorithm, Array, Cohort, State, Update
 from fedweave.coordinator.admission import finite
 from fedweave.coordinator.course import LATE, Base, Choose, Course, Gathered
-from fedweave.coordinator.flow import FlowCourse
+from fedweave.coordinator.flow import FlowCourse, suits
 from fedweave.coordinator.roster import Roster
 from fedweave.coordinator.rounds import RoundCourse
 from fedweave.events import (
@@ -94,6 +94,7 @@ class Coordinator:
         asks = choose or Roster(Uniform(), seed, population)
         self.course: Course
         if isinstance(policy, (FedBuff, FedAsync)):
+            suits(algorithm, policy)
             self.course = FlowCourse(policy, algorithm.reduce, cohort, population, asks)
         else:
             self.course = RoundCourse(policy, algorithm.reduce, cohort, population, asks)
@@ -164,10 +165,9 @@ class Coordinator:
         diverged = g.tally.counted == 0 and bool(g.tally.refused) and not g.abandoned
         sent = sum(self._sent(client) for client, _ in (*g.refused, *g.dropped))
         if aggregate is not None:
-            state = self._remembering(self.algorithm.step(self.state, aggregate, self._cohort(g)), g, aggregate)
+            state = self._stepped(g, aggregate)
             if finite(state.weights):
-                buffers = state.get("buffers") if self.algorithm.prepares else aggregate.get("buffers")
-                self.state, self.buffers = state, self.buffers if buffers is None else buffers
+                self.state, self.buffers = state, self._restated(g, state, aggregate)
             else:
                 diverged = True
         self._record = self._recorded(g, sent, now, wall)
@@ -222,15 +222,23 @@ class Coordinator:
 
     def _reduced(self, g: Gathered) -> Update | None:
         moment = Moment(self.seed, g.round, self.state.get(_memory(g)))
-        aggregate = at(self.algorithm.reduce, moment).result(g.partial)
-        if aggregate is None or g.mix is None:
-            return aggregate
-        # (1 - alpha) x + alpha y, for y = the model it began from + its delta, which is alpha delta by now.
-        alpha, base = g.mix
-        mixed = aggregate.replace(delta=aggregate.delta + alpha * (base.state.weights - self.state.weights))
-        if "buffers" in aggregate:
-            mixed = mixed.replace(buffers=self.buffers + alpha * (aggregate.buffers - self.buffers))
-        return mixed
+        return at(self.algorithm.reduce, moment).result(g.partial)
+
+    def _stepped(self, g: Gathered, aggregate: Update) -> State:
+        """The state after the server's step."""
+        state = self.algorithm.step(self.state, aggregate, self._cohort(g))
+        if g.mix is not None:
+            # (1 - alpha) x + alpha (base + delta): the step added alpha delta, the rest pulls back to the base.
+            alpha, base = g.mix
+            state = state.replace(weights=state.weights + alpha * (base.state.weights - self.state.weights))
+        return self._remembering(state, g, aggregate)
+
+    def _restated(self, g: Gathered, state: State, aggregate: Update) -> Array:
+        """The model's buffers after the server's step."""
+        if self.algorithm.prepares:
+            return state.get("buffers", self.buffers)
+        buffers = aggregate.get("buffers", self.buffers)
+        return buffers if g.mix is None else self.buffers + g.mix[0] * (buffers - self.buffers)
 
     def _remembering(self, state: State, g: Gathered, aggregate: Update) -> State:
         return state.replace(**{_memory(g): vector(aggregate)}) if remembers(self.algorithm.reduce) else state

@@ -122,6 +122,7 @@ class Driver:
         self.history: list[Round] = []
         self.course: Mapping[str, Any] = {}
         self.errands: Mapping[str, Any] = {}
+        self._coordinator()  # what it would refuse is refused before anything is kept
         self._number = self._done = 0
 
     def _build(self) -> None:
