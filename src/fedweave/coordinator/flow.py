@@ -305,6 +305,5 @@ class FlowCourse:
         most = self.policy.max_staleness
         if self.round is not None:
             assert most is None or all(self._staleness(t) <= most for held in self._held() for t in held.values())
-            assert self._stepping or not self.gathering or not self.buffer
             assert not self._stepping or any(number not in self.said for number in self.gathering)
-            assert len(self.buffer) < self.policy.buffer
+            assert self._stepping or len(self.gathering) + len(self.buffer) < self.policy.buffer

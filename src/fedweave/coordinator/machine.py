@@ -119,9 +119,7 @@ class Coordinator:
                 self.stopping = self.stopping or status
                 return self._next(now, wall) if self.phase == "idle" else []
             case Answered() | Arrived() | Failed() | Fired():
-                effects = self.course.take(event, now)
-                gathered = self.course.harvest()
-                return effects if gathered is None else effects + self._gathered(gathered, now, wall)
+                return self._harvested(self.course.take(event, now), now, wall)
             case Evaluated(number, metrics, seconds) if self.phase == "evaluating":
                 assert self._record is not None
                 if number != self._record.number:
@@ -153,7 +151,13 @@ class Coordinator:
         self.phase, self._began = "training", wall
         number = self.round + 1
         base = Base(self.state, self.buffers)
-        return self.course.open(number, self._first(number), self.algorithm.surveys, base, now)
+        opened = self.course.open(number, self._first(number), self.algorithm.surveys, base, now)
+        # What came during the last step may be enough for the next.
+        return self._harvested(opened, now, wall)
+
+    def _harvested(self, effects: list[Effect], now: float, wall: float) -> list[Effect]:
+        gathered = self.course.harvest()
+        return effects if gathered is None else effects + self._gathered(gathered, now, wall)
 
     def _gathered(self, g: Gathered, now: float, wall: float) -> list[Effect]:
         """The server's step, the round's record, and what follows."""
