@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever comes, in whatever order: every update is counted once, every round ends, nothing is leaked, and the log of events is
-the run. And a coordinator with a mistake in it is found out.
+"""Whatever comes, in whatever order: every update is counted once, every round ends, nothing is leaked, and the log of events
+is the run. And a coordinator with a mistake in it is found out.
 
 The coordinator's sums are lists of names here, so that who was counted, and how often, can be read off the server's state.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -176,8 +177,9 @@ class Coordination(RuleBasedStateMachine):
                     self.wanted += answers
                 case Cancel(tasks):
                     for key in tasks:
-                        assert key in self.open, "what is not open is cancelled"
-                        self.past.append((key, self.open.pop(key)))
+                        assert key in self.known(), "what is not open is cancelled"
+                        name = self.open.pop(key, None) or self.answered.pop(key)
+                        self.past.append((key, name))
                 case SetTimer():
                     self.timers.append(effect)
                 case Evaluate(number):
@@ -284,15 +286,21 @@ class Coordination(RuleBasedStateMachine):
         key = (number + shift, position)
         if key in self.known():
             return
-        event = {
-            "answered": Answered(*key),
-            "arrived": self.says(key, name + "/again"),
-            "failed": Failed(*key, "again"),
-        }[kind]
+        self.is_ignored(kind, key, name + "/again")
+
+    def is_ignored(self, kind: str, key: tuple, name: str) -> None:
+        event = {"answered": Answered(*key), "arrived": self.says(key, name), "failed": Failed(*key, "again")}[kind]
         before = plain(self.c)
         (ignored,) = self.tell(event)
         assert isinstance(ignored, Ignored)
         assert plain(self.c) == before, "what was ignored changed something"
+
+    @precondition(lambda self: self.open or self.answered)
+    @rule(data=st.data(), kind=st.sampled_from(["answered", "arrived", "failed"]), shift=st.sampled_from([1, -1]))
+    def comes_in_another_rounds_name(self, data, kind, shift):
+        number, position = self.pick(data, self.known())
+        if (number + shift, position) not in self.known():
+            self.is_ignored(kind, (number + shift, position), "another round's")
 
     @precondition(lambda self: self.answered)
     @rule(data=st.data())
@@ -353,9 +361,9 @@ class Coordination(RuleBasedStateMachine):
             lost = [c for r in self.c.history for c in (*r.dropped, *(client for client, _ in r.refused))]
             lost += [client for client, _, _ in course.lost]
             every = {name for names in self.asked.values() for name in names}
-            gone = every - left - self.counted
+            gone = Counter(int(name.rpartition("/")[2]) for name in every - left - self.counted)
             assert self.counted <= every
-            assert {int(name.rpartition("/")[2]) for name in gone} <= set(lost), "a task is leaked"
+            assert gone == Counter(lost), "a task is leaked"
         # The log of events is the run.
         again = self.fresh()
         for event, now in self.log:
@@ -391,7 +399,7 @@ class Coordination(RuleBasedStateMachine):
             self.tell(Stop("interrupted"))
 
 
-QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 def test_any_sequence_of_events() -> None:
@@ -416,10 +424,10 @@ def counts_an_answer_twice(patch: Any) -> None:
 
     def take(self: RoundCourse, event: Any, now: float) -> Any:
         c = self.current
-        if type(event).__name__ == "Answered" and c is not None and event.round == c.number and not c.closed:
-            if c.status[event.position] == rounds_module.ANSWERED:
-                c.answers += 1
-                return self._judged(c)
+        known = type(event).__name__ == "Answered" and c is not None and event.round == c.number and not c.closed
+        if known and c.status[event.position] == rounds_module.ANSWERED:
+            c.answers += 1
+            return self._judged(c)
         return right(self, event, now)
 
     patch.setattr(RoundCourse, "take", take)

@@ -4,7 +4,7 @@ when the buffer is full.
 
              Train               Answered             buffer full: Collect             all are in
     (places) ─────► at work ───────────────► buffered ───────────────────► gathering ─────────────► step
-       ▲              │ Failed, Cancel (too stale)  │ too stale                  │ Failed, or refused
+       ▲              │ Failed, or too stale        │ the same                   │ Failed, or refused
        └──────────────┴─────────────────────────────┴────────────────────────────┘ Fired(refill): the place is given away
 
 A client has one task at a time, from the moment it is asked until its update is part of a step or lost.
@@ -177,10 +177,10 @@ class FlowCourse:
     def _stop_stale(self) -> list[Effect]:
         most = self.policy.max_staleness
         stale = [t for held in self._held() for t in held.values() if most is not None and self._staleness(t) > most]
-        at_work = [(t.round, t.number) for t in stale if t.number in self.working]
+        silent = tuple((task.round, task.number) for task in stale if task.number not in self.said)
         for task in stale:
             self._lose(task, f"its model is {self._staleness(task)} steps old, more than {most}", False)
-        return [Cancel(tuple(at_work))] if at_work else []
+        return [Cancel(silent)] if silent else []
 
     def _lose(self, task: Task, reason: str, refused: bool) -> None:
         self._drop(task)

@@ -184,9 +184,8 @@ class Coordinator:
 
     def _recorded(self, g: Gathered, sent: int, now: float, wall: float) -> Round:
         tally = g.tally
-        dropped: dict[int, str] = {}
-        for client, reason in (*g.dropped, *((client, LATE) for client in tally.dropped)):
-            dropped.setdefault(client, reason)
+        known = {client for client, _ in g.dropped}
+        dropped = sorted([*g.dropped, *((client, LATE) for client in tally.dropped if client not in known)])
         loss = tally.loss / tally.examples if tally.examples else math.nan
         return Round(
             number=g.round,
@@ -198,10 +197,10 @@ class Coordinator:
             model_hash=self._hash(),
             examples=tally.examples,
             steps=tally.steps,
-            refused=tuple(sorted({*tally.refused, *g.refused})),
-            dropped=tuple(sorted(dropped)),
+            refused=tuple(sorted((*tally.refused, *g.refused))),
+            dropped=tuple(client for client, _ in dropped),
             figures=self.algorithm.figures(self.state),
-            reasons=tuple(dropped[client] for client in sorted(dropped)),
+            reasons=tuple(reason for _, reason in dropped),
             virtual_seconds=now if self.virtual else None,
             staleness=g.staleness,
         )
