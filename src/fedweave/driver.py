@@ -26,8 +26,9 @@ from fedweave.config import Config
 from fedweave.contract import Algorithm
 from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
 from fedweave.data import Split
-from fedweave.engines import ENGINES, Engine, Job, Setup
+from fedweave.engines import Engine, Job, Setup, Work
 from fedweave.engines import build as build_engine
+from fedweave.engines.workers import possible
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Round, Target
 from fedweave.interrupt import Interrupt
@@ -36,22 +37,33 @@ from fedweave.models import Loss, Model, ModelChoice, build, flatten, redrawn, t
 from fedweave.policy import Rules, Synchronous, cohort_size
 from fedweave.population import Effort
 from fedweave.randomness import derive, generator
+from fedweave.reduce.parallel import cores
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
 
 Observer = Callable[[events.Event], None]
 
 
-def threads_for(model: Model, split: Split, config: Config) -> int:
-    """Threads by rule, never by a stopwatch: where a step is mostly calls, a second thread only makes them slower."""
+def threads_for(model: Model, cohort: int, config: Config) -> int:
+    """Threads of each process that trains, by rule, never by a stopwatch and never by the number of processes: a thread more
+    can change the last bit. One, since processes use the cores better; all of them where a cohort has too few clients for that.
+
+    Raises:
+        UsageError: the number given cannot be used.
+    """
+    if config.workers is not None and config.workers < 1:
+        raise UsageError(f"workers is {config.workers}; it must be a whole number from 1 up.")
     if config.threads is not None:
         if config.threads < 1:
             raise UsageError(f"threads is {config.threads}; it must be a whole number from 1 up.")
+        if config.threads > 1 and (config.workers or 1) > 1:
+            raise UsageError(
+                f"threads is {config.threads} and workers is {config.workers}: several processes train with one thread each. "
+                f"Give one of them."
+            )
         return config.threads
-    whole = config.local.batch_size == "all" or config.algorithm.startswith("fedsgd")
-    batch = int(np.median(split.sizes)) if whole else min(int(config.local.batch_size), int(split.sizes.max(initial=1)))
-    worth = model.heavy or model.layout.size * batch >= 10_000_000
-    return torch.get_num_threads() if worth else 1
+    few = cohort < cores() or not possible()
+    return cores() if model.heavy and few else 1
 
 
 class Driver:
@@ -70,8 +82,6 @@ class Driver:
         effort: Effort,
         attack: Attack | None,
     ) -> None:
-        if config.engine not in ENGINES:
-            raise UnknownName("engine", config.engine, ENGINES)
         if split.clients == 0:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
@@ -93,7 +103,7 @@ class Driver:
         self.label = label
         if rules.target is not None:
             _check_target(rules.target, self.model.measures, config.evaluate)
-        self.config = config.model_copy(update={"threads": threads_for(self.model, split, config)})
+        self.config = config.model_copy(update={"threads": threads_for(self.model, self.policy.size, config)})
         self.effort, self.local = effort, config.local.value()
         algorithm.check(self.local, self.policy.size)
         self.algorithm = algorithm.bind(self.model.layout)
@@ -115,6 +125,7 @@ class Driver:
         self._number = self._done = 0
 
     def _engine(self) -> Engine:
+        local = self.local
         setup = Setup(
             self.model,
             self.split,
@@ -128,7 +139,8 @@ class Driver:
             watch=self._watch,
             fresh=self.fresh,
             engine=self.config.engine,
-            workers=self.config.workers or 1,
+            workers=1 if self.config.threads != 1 else self.config.workers,
+            work=Work.of(self.split, self.policy.size, self.rules.rounds, local.epochs, local.steps, local.batch_size),
         )
         return build_engine(setup)
 
@@ -221,7 +233,9 @@ class Driver:
                                 effects.extend(coordinator.handle(arrived, now))
                         case Evaluate(number):
                             before = time.monotonic()
-                            measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
+                            # Metrics are no part of what the next round begins with: all cores may work on them.
+                            with _torch_threads(cores() if self.model.heavy else self.config.threads or 1):
+                                measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
                             now = time.monotonic()
                             effects.extend(coordinator.handle(Evaluated(number, measured, now - before), now))
                         case Publish(record):
@@ -244,7 +258,7 @@ class Driver:
             clients=self.split.clients,
             cohort=self.policy.size,
             rounds=self.rules.rounds,
-            engine=self.engine.name,
+            engine=self.engine.about,
             target=self.rules.target,
             folder=str(self.store.folder) if self.store is not None else None,
             resumed_at=len(self.history),

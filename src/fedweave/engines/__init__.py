@@ -3,5 +3,6 @@
 
 from fedweave.engines.base import Block, Crew, Engine, Job, Kept, Kernel, Unit
 from fedweave.engines.building import ENGINES, Setup, build
+from fedweave.engines.choosing import Work
 
-__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Setup", "Unit", "build"]
+__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Setup", "Unit", "Work", "build"]
