@@ -49,6 +49,9 @@ class Arrays(Mapping[str, Array]):
 
         return f"{type(self).__name__}({', '.join(f'{k}={short(v)}' for k, v in self._items.items())})"
 
+    def __reduce__(self) -> Any:
+        return _made, (type(self), self._items)
+
     def replace(self, **items: Array) -> Self:
         """A copy with some names set."""
         return type(self)(**{**self._items, **items})
@@ -56,6 +59,10 @@ class Arrays(Mapping[str, Array]):
     def map(self, change: Callable[[Array], Array]) -> Self:
         """A copy with ``change`` applied to everything it holds."""
         return type(self)(**{name: change(value) for name, value in self._items.items()})
+
+
+def _made(kind: type[Arrays], items: dict[str, Array]) -> Arrays:
+    return kind(**items)
 
 
 class State(Arrays):
