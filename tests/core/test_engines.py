@@ -21,7 +21,7 @@ import fedweave as fw
 from fedweave.algorithms import REGISTRY
 from fedweave.contract import Algorithm
 from fedweave.engines import parcels
-from fedweave.engines.choosing import SMALL, Work, choose
+from fedweave.engines.choosing import LARGE, Work, choose
 from fedweave.engines.rows import together
 from fedweave.engines.trying import refusal
 from fedweave.engines.vectorized import width
@@ -303,7 +303,7 @@ def test_a_stack_is_whole_blocks_and_bounded(parameters: int, itemsize: int) -> 
     assert clients % BLOCK == 0
     assert BLOCK <= clients <= 512
     assert clients == BLOCK or clients * parameters * itemsize <= 2**22
-    assert parameters > SMALL or width(parameters, 4) >= 32
+    assert parameters > LARGE or width(parameters, 4) >= 16
 
 
 @dataclass(frozen=True)

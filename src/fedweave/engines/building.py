@@ -12,7 +12,7 @@ from fedweave.attacks import Attack
 from fedweave.contract import Algorithm
 from fedweave.data import Split
 from fedweave.engines.base import Crew, Engine, Kept, Kernel
-from fedweave.engines.choosing import SMALL, TOO_LARGE, Work, choose
+from fedweave.engines.choosing import LARGE, TOO_LARGE, Work, choose
 from fedweave.engines.cohorts import Cohorts, client_state
 from fedweave.engines.eager import Eager
 from fedweave.engines.inline import Inline
@@ -102,6 +102,6 @@ def _stack(setup: Setup, x: Tensor, y: Tensor) -> Stack | str:
         return "eager was asked for"
     if setup.algorithm.prepares:
         return f"{type(setup.algorithm).__name__} changes how each client trains"
-    if setup.engine == "auto" and setup.model.layout.size > SMALL:
+    if setup.engine == "auto" and setup.model.layout.size > LARGE:
         return TOO_LARGE
     return refusal(setup.algorithm, setup.model.flat) or stack(setup.model, x, y)
