@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedweave.attacks import Attack
 from fedweave.contract import Algorithm
 from fedweave.data import Split
-from fedweave.engines.base import Engine, Kept
+from fedweave.engines.base import Crew, Engine, Kept
+from fedweave.engines.cluster import RayCrew
 from fedweave.engines.cohorts import Cohorts, client_state
-from fedweave.engines.eager import Eager
 from fedweave.engines.inline import Inline
 from fedweave.engines.measuring import Measure
-from fedweave.engines.performing import Performer
-from fedweave.local import Trainer
-from fedweave.models import Model, tensor
+from fedweave.engines.recipe import Recipe
+from fedweave.models import Model
 
-ENGINES = ("auto", "eager")
+ENGINES = ("auto", "eager", "ray")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Setup:
 
     Args:
         model: is overwritten.
+        make: makes its module anew, in whatever process.
         split: the data, and who holds what.
         algorithm: what is done.
         seed: addresses all draws.
@@ -38,9 +39,12 @@ class Setup:
         attack, byzantine: what bad clients do, and who they are.
         watch: told each client that is done.
         fresh: draws initial weights [P] for a client, where the algorithm's clients begin from their own.
+        engine: one of ``ENGINES``.
+        workers: processes that train; None: as fits the engine.
     """
 
     model: Model
+    make: Callable[[], nn.Module]
     split: Split
     algorithm: Algorithm
     seed: int
@@ -51,19 +55,20 @@ class Setup:
     byzantine: Sequence[int] = ()
     watch: Callable[[int], None] | None = None
     fresh: Callable[[int], Tensor] | None = None
+    engine: str = "auto"
+    workers: int | None = None
 
 
 def build(setup: Setup) -> Engine:
     """The engine."""
     s = setup
-    x, y = tensor(s.split.x_train), tensor(s.split.y_train)
-    honest = liar = Trainer(s.model, x, y, s.algorithm, s.fresh)
-    if s.attack is not None and s.attack.flips_labels:
-        liar = Trainer(s.model, x, s.attack.flipped(y, s.split.classes), s.algorithm, s.fresh)
-    policy = "home" if s.algorithm.keeps_buffers else s.buffers
-    kernel = Eager(honest, liar)
-    performer = Performer(kernel, s.split, s.seed, policy, s.byzantine, s.attack is not None)
-    measure = Measure(
-        s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), policy == "home"
+    recipe = Recipe(
+        s.make, s.model.loss, s.model.metrics, s.split, s.algorithm, s.seed, s.buffers, s.attack, s.byzantine, s.fresh
     )
-    return Cohorts(kernel.name, Inline(performer), kernel.chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
+    performer = recipe.performer(s.model)
+    kernel, crew, name = performer.kernel, cast(Crew, Inline(performer)), performer.kernel.name
+    if s.engine == "ray":
+        crew, name = RayCrew(recipe, s.workers), f"{kernel.name}, on a Ray cluster"
+    home = recipe.policy == "home"
+    measure = Measure(s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), home)
+    return Cohorts(name, crew, kernel.chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
