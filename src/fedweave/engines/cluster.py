@@ -113,7 +113,7 @@ class _Actor:
 # The driver's side -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Piece:
     """A unit, and how many actors were lost over it."""
 
@@ -121,7 +121,7 @@ class _Piece:
     strikes: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member:
     """An actor: what says that it is ready, the node it is on once it is, and its pieces by the references of their results."""
 
@@ -173,8 +173,7 @@ class RayCrew:
                         member.pieces[member.actor.perform.remote(self._number, held, piece.unit)] = piece
                 if over and not again and not any(m.pieces for m in self.members):
                     return
-                if (done := self._awaited(again)) is not None:
-                    yield done
+                yield from self._awaited(again)
         finally:
             for member in self.members:
                 member.pieces.clear()
@@ -191,18 +190,26 @@ class RayCrew:
         if self._kind is not None:
             return
         if not self.ray.is_initialized():
-            with _environment(QUIET):
-                try:
-                    self.ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-                except (ConnectionError, RuntimeError, ValueError) as error:
-                    where = os.environ.get("RAY_ADDRESS")
-                    raise EngineError(
-                        f"No Ray cluster answers at RAY_ADDRESS={where}: {error}." if where else f"Ray cannot start: {error}."
-                    ) from None
+            self._connect()
             self._connected = True
         self._recipe = self.ray.put(self.recipe.portable())
         self._kind = self.ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
         self._last_seen = time.monotonic()
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        where = os.environ.get("RAY_ADDRESS")
+        with _environment(QUIET):
+            try:
+                try:
+                    self.ray.init(**quiet)
+                except ConnectionError:
+                    if where:
+                        raise
+                    self.ray.init("local", **quiet)  # the one that ran on this machine is dead
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                begun = f"No Ray cluster answers at RAY_ADDRESS={where}" if where else "Ray cannot be started on this machine"
+                raise EngineError(f"{begun}: {error}.") from None
 
     def _recruit(self) -> None:
         """As many actors as there should be by now."""
@@ -220,12 +227,17 @@ class RayCrew:
         ready = [m for m in self.members if m.node is not None and len(m.pieces) < AHEAD]
         return min(ready, key=lambda m: len(m.pieces), default=None)
 
-    def _awaited(self, again: deque[_Piece]) -> Done | None:
+    def _awaited(self, again: deque[_Piece]) -> Iterator[Done]:
         """What is done next, if anything within a while."""
         owners = {ref: m for m in self.members for ref in ([m.starting] if m.node is None else m.pieces)}
-        found, _ = self.ray.wait(list(owners), num_returns=1, timeout=LOOK)
+        refs = list(owners)
+        found, _ = self.ray.wait(refs, num_returns=1, timeout=LOOK)
+        if found:  # and whatever else is there by now, so that nobody waits behind others that are always sooner
+            found, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in found:
             member = owners[ref]
+            if member not in self.members:
+                continue
             try:
                 value = self.ray.get(ref)
             except self.ray.exceptions.RayTaskError as error:
@@ -234,18 +246,17 @@ class RayCrew:
                 raise
             except self.ray.exceptions.RayError as error:
                 self._lost(member, error, again)
-                return None
+                continue
             if member.node is None:
                 member.node, self._lost_starts = value, 0
-                return None
-            del member.pieces[ref]
-            return value  # type: ignore[no-any-return]
+            else:
+                del member.pieces[ref]
+                yield value
         if any(m.node is not None for m in self.members):
             self._last_seen = time.monotonic()
         elif time.monotonic() - self._last_seen > PATIENCE:
             self._last_seen = math.inf
             warnings.warn("No CPU of the Ray cluster is free: the run waits for one. `ray status` shows who has them.", stacklevel=2)
-        return None
 
     def _lost(self, member: _Member, error: Exception, again: deque[_Piece]) -> None:
         """An actor is gone: its pieces are given to others. It was at work on the first of them."""
