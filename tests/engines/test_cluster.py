@@ -83,7 +83,14 @@ def hashes(result: fw.Result) -> list[str]:
     return [record.model_hash for record in result.history]
 
 
-PLAIN = dict(model="logistic", data=small(), local=Local(lr=0.1, batch_size=5), cohort=12, rounds=3, seed=4)
+PLAIN = {
+    "model": "logistic",
+    "data": small(),
+    "local": Local(lr=0.1, batch_size=5),
+    "cohort": 12,
+    "rounds": 3,
+    "seed": 4,
+}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_a_node_dies_in_mid_round_and_another_joins(
     doomed, joined, killers = nodes.up[0], [], []
 
     def observe(event: events.Event) -> None:
-        if isinstance(event, events.ClientDone) and (event.round, event.done) == (2, 1):
+        if isinstance(event, events.ClientDone) and (event.number, event.done) == (2, 1):
             _until(lambda: doomed.node_id in _ready(crews[-1]))
             (tmp_path / "new").write_text(doomed.node_id)
             (tmp_path / "new").rename(tmp_path / "doomed")
@@ -154,7 +161,7 @@ def test_a_node_dies_in_mid_round_and_another_joins(
         if isinstance(event, events.RoundStarted) and event.number == 3:
             joined.append(nodes.add())
             time.sleep(1.1 * engine.LOOK)
-        if isinstance(event, events.ClientDone) and (event.round, event.done) == (3, 1):
+        if isinstance(event, events.ClientDone) and (event.number, event.done) == (3, 1):
             _until(lambda: joined[0].node_id in _ready(crews[-1]))
 
     there = fw.simulate(**PLAIN | {"algorithm": Marked(folder=str(tmp_path)), "observer": observe}, engine="ray")
@@ -184,7 +191,8 @@ def _ready(crew: engine.RayCrew) -> set[str]:
 def _recipe(algorithm: fw.Algorithm, **changed) -> Recipe:
     split = small(40)
     make = lambda: MODELS["logistic"]((9,), 3)  # noqa: E731
-    return Recipe(**dict(make=make, loss=None, metrics={}, split=split, algorithm=algorithm, seed=1) | changed)
+    given = {"make": make, "loss": None, "metrics": {}, "split": split, "algorithm": algorithm, "seed": 1}
+    return Recipe(**given | changed)
 
 
 def _job(algorithm: fw.Algorithm, local: Local | None = None, round: int = 1) -> Job:
@@ -241,8 +249,7 @@ def test_a_unit_that_kills_every_actor_ends_the_run(nodes: Nodes) -> None:
         fw.simulate(**PLAIN | {"data": small(40), "cohort": 1.0, "algorithm": Lethal()}, engine="ray")
     lethal = int(np.argmax(sizes > 38))
     assert sizes[lethal] > 38
-    assert f"Positions {lethal} to {lethal}" in str(refused.value)
-    assert "each of the 3 Ray processes" in str(refused.value)
+    assert f"Each of the 3 Ray processes that were to train client {lethal} in round 1 ended" in str(refused.value)
     assert not ray.is_initialized()
 
 
@@ -272,7 +279,8 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_only_what_is_trained_on_travels() -> None:
     recipe = _recipe(fw.FedAvg())
-    data = fw.data.from_arrays(np.zeros((20, 9), np.float32), np.zeros(20, np.int64), np.ones((5, 9), np.float32), np.zeros(5, int))
+    x, y = np.zeros((20, 9), np.float32), np.zeros(20, np.int64)
+    data = fw.data.from_arrays(x, y, test=(x[:5], y[:5]))
     split = fw.data.partition(data, fw.IID(), clients=4)
     there = _recipe(fw.FedAvg(), split=split).portable().split
     assert there.x_test is None

@@ -4,8 +4,8 @@
     driver   ── recipe, once per run; job, once per conversation ──►  object store, one copy per node
              ── unit ──►  actor  ── Done ──►
 
-Actors read the recipe's data and the job's vectors where the object store has them. A unit depends on nothing but the job, so one
-whose actor is lost is given to another, and no bit of the result shows it. Ray is imported when a crew is made, not before.
+Actors read the recipe's data and the job's vectors where the object store has them. A unit depends on nothing but the job, so
+one whose actor is lost is given to another, and no bit of the result shows it. Ray is imported when a crew is made, not before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import sys
 import time
 import warnings
 from collections import deque
@@ -25,8 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import fedweave
-from fedweave.contract import Arrays
 from fedweave.engines.base import Done, Job, Unit
 from fedweave.engines.performing import Performer
 from fedweave.engines.recipe import Recipe
@@ -42,7 +42,7 @@ LOOK = 1.0
 PATIENCE = 60.0
 """Seconds without any actor after which the run says that it is waiting."""
 
-VERSIONS = f"fedweave {fedweave.__version__}, torch {torch.__version__}, NumPy {np.__version__}"
+VERSIONS = f"fedweave {sys.modules['fedweave'].__version__}, torch {torch.__version__}, NumPy {np.__version__}"
 """What all nodes must have alike."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -88,13 +88,16 @@ class _Actor:
 
     def __init__(self, recipe: Recipe, versions: str) -> None:
         if versions != VERSIONS:
-            raise UsageError(f"a node has {VERSIONS}, but the run was started with {versions}: results would differ by rounding.")
+            raise UsageError(
+                f"a node has {VERSIONS}, but the run was started with {versions}: results would differ by rounding."
+            )
         torch.set_num_threads(1)
         self.ray = _ray()
         # What goes back is written to by who receives it (sums are added in place): it is unpacked as a copy.
         self.ray.util.register_serializer(Tensor, serializer=_host, deserializer=_copied)
         self.performer: Performer = recipe.performer()
-        self.number, self.job = -1, None
+        self.number = -1
+        self.job: Any = None
 
     def node(self) -> str:
         """Where it is; answered once it is ready."""
@@ -115,9 +118,11 @@ class _Actor:
 
 @dataclass(eq=False)
 class _Piece:
-    """A unit, and how many actors were lost over it."""
+    """A unit, whose clients it has, and how many actors were lost over it."""
 
     unit: Unit
+    round: int
+    clients: str
     strikes: int = 0
 
 
@@ -132,8 +137,8 @@ class _Member:
 
 
 class RayCrew:
-    """Performs units on the Ray cluster at ``RAY_ADDRESS``, else on the one that runs on this machine, else on one that is started
-    here for the run. A program that is connected to a cluster already stays connected to it.
+    """Performs units on the Ray cluster at ``RAY_ADDRESS``, else on the one that runs on this machine, else on one that is
+    started here for the run. A program that is connected to a cluster already stays connected to it.
 
     Args:
         recipe: what each actor performs with.
@@ -166,7 +171,7 @@ class RayCrew:
             while True:
                 self._recruit()
                 while not (over and not again) and (member := self._free()) is not None:
-                    piece = _next(source, again)
+                    piece = _next(job, source, again)
                     if piece is None:
                         over = True
                     else:
@@ -256,15 +261,18 @@ class RayCrew:
             self._last_seen = time.monotonic()
         elif time.monotonic() - self._last_seen > PATIENCE:
             self._last_seen = math.inf
-            warnings.warn("No CPU of the Ray cluster is free: the run waits for one. `ray status` shows who has them.", stacklevel=2)
+            warnings.warn(
+                "No CPU of the Ray cluster is free, and the run waits. `ray status` shows who has them.", stacklevel=2
+            )
 
     def _lost(self, member: _Member, error: Exception, again: deque[_Piece]) -> None:
         """An actor is gone: its pieces are given to others. It was at work on the first of them."""
         self.members.remove(member)
         self.ray.kill(member.actor)
-        reason = str(error).strip().partition("\n\n")[0]
+        reason = _reason(error)
         if member.node is None:
             self._lost_starts += 1
+            # What the actor itself raised it would raise again; a node may go while many of them start.
             if getattr(error, "actor_init_failed", False) or self._lost_starts > STRIKES * (len(self.members) + 1):
                 raise EngineError(f"A process of the Ray cluster cannot start: {reason}") from None
             return
@@ -274,10 +282,9 @@ class RayCrew:
             first = pieces[0]
             first.strikes += 1
             if first.strikes >= STRIKES:
-                unit = first.unit
                 raise EngineError(
-                    f"Positions {unit.first} to {unit.last - 1} of the cohort ended each of the {STRIKES} Ray processes that they "
-                    f"were given to. The last one: {reason}"
+                    f"Each of the {STRIKES} Ray processes that were to train client {first.clients} in round {first.round} "
+                    f"ended. The last one: {reason}"
                 ) from None
         again.extend(pieces)
 
@@ -285,13 +292,21 @@ class RayCrew:
         return any(known["Alive"] for known in self.ray.nodes() if known["NodeID"] == node)
 
 
-def _next(source: Iterator[Unit], again: deque[_Piece]) -> _Piece | None:
+def _reason(error: Exception) -> str:
+    """What Ray says at the end of a trace that fills the screen."""
+    last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+    return re.sub(r"^fedweave\.[\w.]+: |^The actor is dead because ", "", last).partition(" Some common causes")[0]
+
+
+def _next(job: Job, source: Iterator[Unit], again: deque[_Piece]) -> _Piece | None:
     if again:
         return again.popleft()
     unit = next(source, None)
     if unit is None:
         return None
-    return _Piece(replace(unit, mine=[None if m is None else m.map(_packed) for m in unit.mine]))
+    clients = job.clients[unit.first : unit.last].tolist()
+    packed = replace(unit, mine=[None if m is None else m.map(_packed) for m in unit.mine])
+    return _Piece(packed, job.round, f"{clients[0]}" if len(clients) == 1 else f"{clients[0]} or one up to {clients[-1]}")
 
 
 def _ray() -> Any:

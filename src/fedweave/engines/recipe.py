@@ -64,8 +64,9 @@ class Recipe:
         split, data = self.split, self.split.data
         plain = np.ascontiguousarray
         slim = replace(
-            data, x_train=plain(data.x_train), y_train=plain(data.y_train), x_test=None, y_test=None, columns={}, test_columns={}
-        )
+            data, x_train=plain(data.x_train), y_train=plain(data.y_train), x_test=None, y_test=None,
+            columns={}, test_columns={},
+        )  # fmt: skip
         held = replace(
             split, data=slim, order=plain(split.order), offsets=plain(split.offsets),
             test_order=None, test_offsets=None, tests_in="test", private=None, ids=None,
