@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import time
 import warnings
@@ -39,12 +40,15 @@ STRIKES = 3
 """Actors that may be lost over one unit."""
 LOOK = 1.0
 """Seconds between looks at what CPUs there are."""
+REACH = 10.0
+"""Seconds in which a cluster must answer."""
 PATIENCE = 60.0
 """Seconds without any actor after which the run says that it is waiting."""
 
 VERSIONS = f"fedweave {sys.modules['fedweave'].__version__}, torch {torch.__version__}, NumPy {np.__version__}"
 """What all nodes must have alike."""
 QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # messages of Ray's daemons: the only way to keep them off standard output
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what it will do from some version on, and warns of until then
@@ -137,7 +141,7 @@ class _Member:
 
 
 class RayCrew:
-    """Performs units on the Ray cluster at ``RAY_ADDRESS``, else on the one that runs on this machine, else on one that is
+    """Performs units on the Ray cluster at ``RAY_ADDRESS`` (``auto``: the one that runs on this machine), else on one that is
     started here for the run. A program that is connected to a cluster already stays connected to it.
 
     Args:
@@ -202,19 +206,16 @@ class RayCrew:
         self._last_seen = time.monotonic()
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        where = os.environ.get("RAY_ADDRESS")
-        with _environment(QUIET):
-            try:
-                try:
-                    self.ray.init(**quiet)
-                except ConnectionError:
-                    if where:
-                        raise
-                    self.ray.init("local", **quiet)  # the one that ran on this machine is dead
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                begun = f"No Ray cluster answers at RAY_ADDRESS={where}" if where else "Ray cannot be started on this machine"
-                raise EngineError(f"{begun}: {error}.") from None
+        where = os.environ.get("RAY_ADDRESS", "")
+        begun = f"No Ray cluster can be joined at RAY_ADDRESS={where}" if where else "Ray cannot be started on this machine"
+        try:
+            _reached(where)
+            with _environment(QUIET):
+                self.ray.init(
+                    where or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )  # fmt: skip
+        except (OSError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
+            raise EngineError(f"{begun}: {_reason(error.__cause__ or error)}") from None
 
     def _recruit(self) -> None:
         """As many actors as there should be by now."""
@@ -292,10 +293,18 @@ class RayCrew:
         return any(known["Alive"] for known in self.ray.nodes() if known["NodeID"] == node)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """What Ray says at the end of a trace that fills the screen."""
-    last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-    return re.sub(r"^fedweave\.[\w.]+: |^The actor is dead because ", "", last).partition(" Some common causes")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = re.sub(r"^[\w.]+Error: |^The actor is dead because ", "", lines[-1] if lines else repr(error))
+    return last.partition(" Some common causes")[0].partition(" For more information")[0]
+
+
+def _reached(address: str) -> None:
+    """See that somebody listens there: Ray itself would try for minutes. Raises OSError."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
 
 
 def _next(job: Job, source: Iterator[Unit], again: deque[_Piece]) -> _Piece | None:
