@@ -86,13 +86,14 @@ class Driver:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
         self.policy = Synchronous(cohort_size(config.cohort, split.clients))
-        shape = tuple(split.x_train.shape[1:])
+        # What these two functions refer to goes with them to other processes: the data must not be among it.
+        shape, classes, seed = tuple(split.x_train.shape[1:]), split.classes, config.seed
 
         def make() -> nn.Module:
-            return build(model, shape, split.classes, config.seed)
+            return build(model, shape, classes, seed)
 
         def fresh(client: int) -> Tensor:
-            module = redrawn(model, shape, split.classes, derive(config.seed, "initial weights of a client", client))
+            module = redrawn(model, shape, classes, derive(seed, "initial weights of a client", client))
             return flatten(p.detach() for p in module.parameters() if p.requires_grad)
 
         self.make, self.fresh = make, fresh
@@ -128,6 +129,7 @@ class Driver:
         local = self.local
         setup = Setup(
             self.model,
+            self.make,
             self.split,
             self.algorithm,
             self.config.seed,

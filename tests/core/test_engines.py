@@ -240,7 +240,7 @@ def test_an_error_in_a_process_is_an_error_here(workers: int) -> None:
 
 
 def test_what_cannot_be_had_is_refused() -> None:
-    with pytest.raises(UnknownName, match="no engine called 'vectorised'. Did you mean 'vectorized'"):
+    with pytest.raises(UnknownName, match=r"no engine called 'vectorised'\. Did you mean 'vectorized'"):
         run("vectorised")
     with pytest.raises(UsageError, match="workers is 0"):
         run("eager", 0)
@@ -385,7 +385,7 @@ def test_what_was_reduced_elsewhere_is_what_is_reduced_here(name: str) -> None:
     here, there = reduce.empty(), reduce.empty()
     for update in updates:
         here = reduce.add(here, update)
-        alone = pickle.loads(pickle.dumps(reduce.add(reduce.empty(), update)))
+        alone = pickle.loads(pickle.dumps(reduce.add(reduce.empty(), update)))  # noqa: S301
         there = reduce.merge(there, alone)
     a, b = reduce.result(here), reduce.result(there)
     assert a is not None
