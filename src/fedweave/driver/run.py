@@ -45,15 +45,16 @@ from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
 from fedweave.driver.terms import Terms
 from fedweave.driver.world import World
-from fedweave.engines import ENGINES, Engine, Setup
+from fedweave.engines import Engine, Setup, Work
 from fedweave.engines import build as build_engine
-from fedweave.errors import UnknownName, UsageError
+from fedweave.errors import UsageError
 from fedweave.history import Round
 from fedweave.interrupt import Interrupt
 from fedweave.layout import model_hash
 from fedweave.models import Loss, Model, ModelChoice, build, flatten, redrawn, tensor
 from fedweave.policy import FedAsync, FedBuff, cohort_size
 from fedweave.randomness import derive
+from fedweave.reduce.parallel import cores
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
 
@@ -74,20 +75,19 @@ class Driver:
         terms: Terms,
         observer: Observer | None,
     ) -> None:
-        if config.engine not in ENGINES:
-            raise UnknownName("engine", config.engine, ENGINES)
         if split.clients == 0:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
         self.terms, self.cohort = terms, cohort_size(config.cohort, split.clients)
         checks.timely(terms.policy, terms.source, terms.effort, terms.attack)
-        shape = tuple(split.x_train.shape[1:])
+        # What these two functions refer to goes with them to other processes: the data must not be among it.
+        shape, classes, seed = tuple(split.x_train.shape[1:]), split.classes, config.seed
 
         def make() -> nn.Module:
-            return build(model, shape, split.classes, config.seed)
+            return build(model, shape, classes, seed)
 
         def fresh(client: int) -> Tensor:
-            module = redrawn(model, shape, split.classes, derive(config.seed, "initial weights of a client", client))
+            module = redrawn(model, shape, classes, derive(seed, "initial weights of a client", client))
             return flatten(p.detach() for p in module.parameters() if p.requires_grad)
 
         self.make, self.fresh = make, fresh
@@ -98,7 +98,7 @@ class Driver:
         self.label = label
         if terms.rules.target is not None:
             checks.known_target(terms.rules.target, self.model.measures, config.evaluate)
-        self.config = config.model_copy(update={"threads": checks.threads_for(self.model, split, config)})
+        self.config = config.model_copy(update={"threads": checks.threads_for(self.model, self.cohort, config)})
         self.local = config.local.value()
         algorithm.check(self.local, getattr(terms.policy, "buffer", self.cohort))
         self.algorithm = algorithm.bind(self.model.layout)
@@ -131,8 +131,10 @@ class Driver:
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
+        local = self.local
         setup = Setup(
             self.model,
+            self.make,
             self.split,
             self.algorithm,
             self.config.seed,
@@ -144,7 +146,8 @@ class Driver:
             watch=self._watch,
             fresh=self.fresh,
             engine=self.config.engine,
-            workers=self.config.workers or 1,
+            workers=1 if self.config.threads != 1 else self.config.workers,
+            work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
         )
         return build_engine(setup)
 
@@ -235,7 +238,9 @@ class Driver:
                     match effects.popleft():
                         case Evaluate(number):
                             before = time.monotonic()
-                            measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
+                            # Metrics are no part of what the next round begins with: all cores may work on them.
+                            with _torch_threads(cores() if self.model.heavy else self.config.threads or 1):
+                                measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
                             effects.extend(tell(Evaluated(number, measured, time.monotonic() - before)))
                         case Publish(record):
                             self._publish(record)
@@ -297,7 +302,7 @@ class Driver:
             clients=self.split.clients,
             cohort=self.cohort,
             rounds=self.rules.rounds,
-            engine=self.engine.name,
+            engine=self.engine.about,
             target=self.rules.target,
             folder=str(self.store.folder) if self.store is not None else None,
             resumed_at=len(self.history),
