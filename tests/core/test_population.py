@@ -127,6 +127,16 @@ def test_extreme_draws_stay_finite_and_above_zero() -> None:
         assert (drawn > 0).all()
 
 
+def test_a_client_of_a_class_has_what_it_would_have_if_all_were_of_that_class() -> None:
+    devices = TWO.draw(2, 500)
+    for number, kind in enumerate(TWO.kinds):
+        alone, own = kind.draw(2, 500), devices.kind == number
+        assert np.array_equal(devices.speed[own], alone.speed[own])
+        for at in (0.0, 4e4):
+            assert np.array_equal(devices.available(at)[own], alone.available(at)[own])
+            assert np.array_equal(devices.changes(at)[own], alone.changes(at)[own])
+
+
 def test_classes_of_devices_have_their_shares_and_distributions() -> None:
     devices = TWO.draw(2, 20_000)
     assert stats.binomtest(int((devices.kind == 0).sum()), 20_000, 0.2).pvalue > 0.01
@@ -252,7 +262,7 @@ def recordings(draw: Callable[..., Any]) -> list[Session]:
     """(client, first tick, end) without overlaps; some touch."""
     sessions = []
     for client in range(draw(st.integers(1, 3))):
-        edges = sorted(draw(st.sets(st.integers(0, 40), min_size=2, max_size=8)))
+        edges = sorted(draw(st.sets(st.sampled_from([0, 48]) | st.integers(0, 48), min_size=2, max_size=8)))
         keep = draw(st.lists(st.booleans(), min_size=len(edges) - 1, max_size=len(edges) - 1))
         sessions += [(client, a, b) for a, b, used in zip(edges, edges[1:], keep, strict=False) if used]
     return draw(st.permutations(sessions)) or [(0, 1, 2)]
@@ -274,6 +284,8 @@ def test_recorded_sessions_are_those_that_a_slow_walk_finds(tmp_path_factory, se
     for client, found in enumerate(devices.changes(now).tolist()):
         later = next((t for t in range(now + 1, now + 100) if online(client, t) != online(client, t - 1)), math.inf)
         assert found == later
+        assert devices.changes(now, np.array([client])).tolist() == [found]
+        assert devices.available(now, np.array([client])).tolist() == [online(client, now)]
 
 
 def test_sampled_devices_have_their_own_sessions(tmp_path: Path) -> None:

@@ -284,7 +284,8 @@ def test_oort_that_only_exploits_takes_the_largest_utilities(losses, size, seed)
     one = sampling.Oort(explore=0, least=0, cut=1)
     chosen = one.select(moment(population=len(losses), size=size, sizes=sizes, losses=known, seed=seed))
     utilities = np.minimum(sizes * known, np.quantile(sizes * known, 0.95))
-    assert sorted(utilities[chosen]) == pytest.approx(sorted(utilities)[-size:])
+    assert len(chosen) == size
+    assert (utilities[chosen] >= np.sort(utilities)[-size]).all()
 
 
 def test_oort_draws_what_it_exploits_in_proportion_to_utility() -> None:
