@@ -104,7 +104,7 @@ def test_distributions_are_scipys(ours: Any, theirs: Any) -> None:
     assert stats.kstest(drawn.astype(np.float64), theirs.cdf).pvalue > 0.01
     u = np.linspace(0.001, 0.999, 999)
     np.testing.assert_allclose(ours.quantile(u), theirs.ppf(u), rtol=1e-9)
-    low, high = ours.support
+    low, high = ours.support()
     assert (low, high) == pytest.approx(theirs.support())
 
 
@@ -443,6 +443,22 @@ def test_a_population_is_its_text(text: str) -> None:
     value = population.population(text)
     assert population.spell(value) == text
     assert population.population(value) is value
+
+
+class Steps:
+    """A distribution of one's own."""
+
+    def quantile(self, u: Any) -> Any:
+        return np.where(u < 0.5, 1.0, 3.0)
+
+    def support(self) -> tuple[float, float]:
+        return 1.0, 3.0
+
+
+def test_a_distribution_of_ones_own() -> None:
+    assert set(fw.Population(speed=Steps()).draw(0, 50).speed) == {1, 3}
+    with pytest.raises(UsageError, match="not a fedweave Distribution"):
+        fw.Population(speed="builtins:dict")  # type: ignore[arg-type]
 
 
 def test_texts_and_constants_in_python() -> None:

@@ -120,7 +120,7 @@ class Devices:
         return self.calendar.online(now, who)
 
     def online(self, at: float) -> Numbers:
-        """The numbers of all clients that are online, ascending; a million clients take some milliseconds."""
+        """The numbers of all clients that are online, ascending."""
         return np.flatnonzero(self.available(at))
 
     def changes(self, at: float, clients: Numbers | None = None) -> Floats:
