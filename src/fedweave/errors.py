@@ -7,6 +7,7 @@ FedweaveError                  anything below; the command line prints it as one
 │   ├── PartitionError         a split that cannot be made
 │   └── MismatchError          two things that do not fit: model and data, weights and layout
 ├── DataError                  data that could not be fetched or read: checksum, truncation, format
+├── EngineError                training that cannot go on: its processes die
 ├── StoreError                 a run folder that cannot be written, read or trusted
 └── UpdateRefused              one client's update that may not enter the model
 """
@@ -54,6 +55,10 @@ class MismatchError(UsageError):
 
 class DataError(FedweaveError):
     """Data could not be fetched, or what was fetched is not what it should be."""
+
+
+class EngineError(FedweaveError):
+    """The machine does not carry the training out: its processes die."""
 
 
 class StoreError(FedweaveError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from fedweave.contract import Algorithm, Arrays, Ask, Local, Progress, Setting, Update, Work
 from fedweave.errors import UsageError
 from fedweave.models import IGNORED, Model
-from fedweave.randomness import derive, generator
+from fedweave.randomness import derive, stream
 
 GATHERED = 1 << 25
 """Bytes of examples copied out of the data set at a time: an epoch of a usual client, a slice of a huge one."""
@@ -42,6 +43,15 @@ class Outcome:
     loss: float
 
 
+def epochs(local: Local, examples: int, turn: Turn) -> Iterator[npt.NDArray[np.int64]]:
+    """The order in which each local epoch goes through a client's own examples, for ever."""
+    order, draws = np.arange(examples), stream(turn.seed, "batches")
+    for epoch in count():
+        if local.shuffle == "epoch" or (local.shuffle == "once" and epoch == 0):
+            order = draws.at(turn.round, turn.client, epoch).permutation(examples)
+        yield order
+
+
 def batches(local: Local, examples: int, turn: Turn) -> Iterator[npt.NDArray[np.int64]]:
     """The positions, among a client's own examples, of each local step's batch.
 
@@ -49,17 +59,12 @@ def batches(local: Local, examples: int, turn: Turn) -> Iterator[npt.NDArray[np.
     """
     size = examples if local.batch_size is None else min(local.batch_size, examples)
     left = local.steps_for(examples)
-    order = np.arange(examples)
-    epoch = 0
+    orders = epochs(local, examples, turn)
     while left > 0:
-        if local.shuffle == "epoch" or (local.shuffle == "once" and epoch == 0):
-            order = generator(turn.seed, "batches", turn.round, turn.client, epoch).permutation(examples)
-        for start in range(0, examples, size):
-            if left == 0:
-                return
+        order = next(orders)
+        for start in range(0, examples, size)[:left]:
             yield order[start : start + size]
             left -= 1
-        epoch += 1
 
 
 def gathered(
@@ -102,6 +107,7 @@ class Trainer:
         self.model, self.x, self.y, self.algorithm = model, x, y, algorithm
         initial = model.flat.clone() if fresh is None and algorithm.prepares else torch.zeros(0)
         self.fresh = fresh or (lambda client: initial)
+        model.try_chain(x, y)
         self.corrects = type(algorithm).correct is not Algorithm.correct
         self.directs = type(algorithm).direction is not Algorithm.direction
 
@@ -165,9 +171,8 @@ class Trainer:
     def _measured(self, model: Model, needs: Set[str], indices: npt.NDArray[np.int64], turn: Turn) -> dict[str, Any]:
         """The loss and the gradient over all of the client's data at the weights that the model holds; its labels' counts."""
         found: dict[str, Any] = {"start_loss": 0.0, "start_gradient": torch.zeros_like(model.flat), "class_counts": None}
-        if "class_counts" in needs and not self.y.dtype.is_floating_point:
-            labels = self.y.index_select(0, torch.from_numpy(indices)).reshape(-1)
-            found["class_counts"] = torch.bincount(labels[labels != IGNORED]).to(model.flat.dtype)
+        if "class_counts" in needs:
+            found["class_counts"] = self.class_counts(indices)
         if len(indices) and needs & {"start_loss", "start_gradient"}:
             where = torch.from_numpy(indices)
             x, y = self.x.index_select(0, where), self.y.index_select(0, where)
@@ -177,6 +182,13 @@ class Trainer:
             else:
                 found["start_loss"] = model.evaluate(x, y).get("loss", 0.0)
         return found
+
+    def class_counts(self, indices: npt.NDArray[np.int64]) -> Tensor | None:
+        """How many labels of each class these examples have [C]; None if labels are not classes."""
+        if self.y.dtype.is_floating_point:
+            return None
+        labels = self.y.index_select(0, torch.from_numpy(indices)).reshape(-1)
+        return torch.bincount(labels[labels != IGNORED]).to(self.model.flat.dtype)
 
     def _stepping(self, turn: Turn, what: Any) -> Any:
         try:
@@ -205,22 +217,15 @@ class Trainer:
         algorithm = self.algorithm
         ours = not self.directs and start.shape == model.flat.shape
         y = model.flat if ours else start.clone()
-        plain = ours and not (
-            self.corrects or local.momentum or local.weight_decay or local.clip_norm is not None or local.optimizer != "sgd"
-        )
+        plain = ours and not (self.corrects or local.momentum or local.clip_norm is not None or local.optimizer != "sgd")
         total, steps, of = torch.zeros(()), 0, local.steps_for(len(indices))
         per_epoch = 1 if local.batch_size is None else math.ceil(len(indices) / local.batch_size)
-        rule = _Adam(y) if local.optimizer == "adam" else _Momentum(local.momentum)
+        direction = rule(local, y)
         batch = _Batch(model, once=not self.directs)
-        moving = _moving(model, frozen) if frozen and not plain else None
+        moving = _moving(model, frozen) if frozen else None
         for inputs, targets in gathered(self.x, self.y, indices, batches(local, len(indices), turn)):
-            if plain and not (len(inputs) > model.part and model.separable):
-                # The same step in one pass less: no flat gradient is made.
-                loss, parts = model.gradients(inputs, targets)
-                with torch.no_grad():
-                    if parts:
-                        torch._foreach_add_(model.live, parts, alpha=-lr)
-            else:
+            loss = model.descend(inputs, targets, lr, local.weight_decay) if plain else None
+            if loss is None:
                 batch.take(inputs, targets)
                 towards = algorithm.direction(y, batch, ask, mine, Progress(steps, of, per_epoch))
                 loss = batch.loss if batch.loss is not None else torch.zeros(())
@@ -230,7 +235,7 @@ class Trainer:
                     towards = towards + local.weight_decay * y
                 if moving is not None:
                     towards = towards * moving
-                y.add_(rule(towards), alpha=-lr)
+                y.add_(direction(towards), alpha=-lr)
             total += loss
             steps += 1
         return steps, total, y
@@ -242,6 +247,7 @@ class _Batch:
 
     def __init__(self, model: Model, once: bool) -> None:
         self.model, self.once = model, once
+        self.out = torch.empty_like(model.flat) if once else None
 
     def take(self, inputs: Tensor, targets: Tensor) -> None:
         self.inputs, self.targets = inputs, targets
@@ -254,7 +260,7 @@ class _Batch:
         if weights is not model.flat:
             model.flat.copy_(weights)
         if self.loss is None:
-            self.loss, gradient = model.gradient(self.inputs, self.targets)
+            self.loss, gradient = model.gradient(self.inputs, self.targets, self.out)
             return gradient
         torch.set_rng_state(self.random)
         statistics = model.statistics()
@@ -275,6 +281,11 @@ def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:
     return (parts * torch.clamp(most / (norms + 1e-6), max=1.0)).view(-1)
 
 
+def rule(local: Local, y: Tensor) -> _Adam | _Momentum:
+    """The local optimiser: what it makes of the direction of each step; for one client, y [P], or for a stack, [K, P]."""
+    return _Adam(y) if local.optimizer == "adam" else _Momentum(local.momentum)
+
+
 class _Momentum:
     """SGD's direction, as torch.optim.SGD takes it: v <- momentum v + g, starting from v = g."""
 
@@ -291,6 +302,10 @@ class _Momentum:
             self.velocity.mul_(self.momentum).add_(gradient)
         return self.velocity
 
+    def shrink(self, clients: int) -> None:
+        """Go on with the first few of a stack."""
+        self.velocity = None if self.velocity is None else self.velocity[:clients]
+
 
 class _Adam:
     """Adam's direction (Kingma and Ba, ICLR 2015, algorithm 1) with beta1 = 0.9, beta2 = 0.999 and epsilon = 1e-8."""
@@ -304,3 +319,7 @@ class _Adam:
         self.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         scale: Tensor = (self.second.sqrt() / (1 - 0.999**self.step) ** 0.5).add_(1e-8)
         return self.first / (1 - 0.9**self.step) / scale
+
+    def shrink(self, clients: int) -> None:
+        """Go on with the first few of a stack."""
+        self.first, self.second = self.first[:clients], self.second[:clients]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedweave import names
+from fedweave import chain, names
 from fedweave.errors import MismatchError, UnknownName, UsageError
 from fedweave.graph import resized
 from fedweave.layout import Layout
@@ -116,6 +116,7 @@ class Model:
         self.stats = torch.empty(self.layout.buffer_size, dtype=dtype)
         self.tensors: list[Tensor] = []
         self._whole: list[tuple[Tensor, slice]] = []
+        self.chain = chain.read(module, loss)
         for (_, tensor), slot in zip(parameters + buffers, self.layout.slots, strict=True):
             place = slice(slot.offset, slot.offset + slot.size)
             view = (self.flat if slot.role == "parameter" else self.stats)[place].view(slot.shape)
@@ -128,6 +129,8 @@ class Model:
                 self.tensors.append(tensor)
         self.images = any(isinstance(m, nn.Conv2d) for m in module.modules())
         self.live = self.tensors
+        self._weights = self._views(self.flat)
+        self._into: tuple[Tensor, list[Tensor]] = (self.flat, self._weights)
         self._other: Model | None = None
         self.heavy = any(isinstance(m, (nn.modules.conv._ConvNd, nn.RNNBase)) for m in module.modules())
 
@@ -140,7 +143,29 @@ class Model:
             self.freeze()
             module = resized(self.module, {slot.name: slot.shape for slot in layout.slots})
             self._other = Model(module, self.loss, self.metrics)
+            if isinstance(self.chain, str):
+                self._other.chain = self.chain
         return self._other
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """The parameters [P] as tensors over the same memory, without automatic differentiation."""
+        return [flat[slot.offset : slot.offset + slot.size].view(slot.shape) for slot in self.layout.parameters]
+
+    def try_chain(self, x: Tensor, y: Tensor) -> None:
+        """See on a batch that the written-out gradient is the automatic one; else do without it from now on."""
+        if isinstance(self.chain, str) or not len(x):
+            return
+        if not y.dtype.is_floating_point and bool((y < 0).any()):
+            self.chain = "some labels are to be ignored"
+            return
+        try:
+            loss, parts = self.gradients(x[:3], y[:3])
+            found, gradient = self.gradient(x[:3], y[:3])
+            same = torch.allclose(flatten(parts), gradient, 1e-3, 1e-4 * float(gradient.abs().max()))
+            if not same or not torch.allclose(loss, found, 1e-4):
+                self.chain = "its gradient comes out otherwise"
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            self.chain = f"{error}"
 
     def freeze(self, names: Collection[str] = ()) -> None:
         """No gradient is taken from now on of the parameters so named; of all others it is."""
@@ -188,8 +213,34 @@ class Model:
         parts = torch.autograd.grad(loss, self.live, materialize_grads=True) if self.live else ()
         return loss.detach(), parts
 
-    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and its gradient [P] over a batch of any size, in parts where the loss allows it."""
+    @property
+    def chained(self) -> chain.Chain | None:
+        """The model with its gradient written out, if it is of that kind and nothing is frozen."""
+        return None if isinstance(self.chain, str) or len(self.live) < len(self.tensors) else self.chain
+
+    def descend(self, x: Tensor, y: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor | None:
+        """One step of plain SGD in the fewest passes over the weights; the mean loss before it. None, and nothing is done, if a
+        flat gradient is needed for it."""
+        if self.separable and len(x) > self.part:
+            return None
+        if (links := self.chained) is not None:
+            return links.descend(self._laid(x), y, self._weights, lr, 1.0 - lr * weight_decay)
+        if weight_decay:
+            return None
+        loss, parts = self.gradients(x, y)
+        with torch.no_grad():
+            if parts:
+                torch._foreach_add_(self.live, parts, alpha=-lr)
+        return loss
+
+    def gradient(self, x: Tensor, y: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean loss and its gradient [P] over a batch of any size, in parts where the loss allows it; ``out`` [P] may be used
+        for it."""
+        if (links := self.chained) is not None and len(x) <= self.part:
+            out = torch.empty_like(self.flat) if out is None else out
+            if self._into[0] is not out:
+                self._into = (out, self._views(out))
+            return links.gradient(self._laid(x), y, self._weights, self._into[1]), out
         if len(x) <= self.part or not self.separable:
             loss, parts = self.gradients(x, y)
             return loss, self._flat(parts)
@@ -202,15 +253,18 @@ class Model:
             total += loss.detach()
         return total, gradient
 
-    def _outputs_of(self, x: Tensor) -> Tensor:
-        """The module's outputs. Images are given with their channels innermost in memory, where convolutions are fastest."""
+    def _laid(self, x: Tensor) -> Tensor:
+        """Images with their channels innermost in memory, where convolutions are fastest."""
         if self.images and x.ndim == 4:
             _, channels, height, width = x.shape
             if channels == 1 and x.is_contiguous():
                 x = x.as_strided(x.shape, (height * width, 1, width, 1))
             else:
                 x = x.contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.module(x)
+        return x
+
+    def _outputs_of(self, x: Tensor) -> Tensor:
+        output: Tensor = self.module(self._laid(x))
         return output
 
     def _flat(self, parts: tuple[Tensor, ...]) -> Tensor:

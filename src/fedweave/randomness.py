@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,31 @@ def _product(a: Words, b: int) -> tuple[Words, Words]:
     middle = a_high * b_low + (a_low * b_low >> half)
     other = a_low * b_high + (middle & mask)
     return a_high * b_high + (middle >> half) + (other >> half), a * np.uint64(b)
+
+
+class Stream:
+    """``generator`` for many addresses of one purpose: the same draws at a fifth of the cost, by moving one generator about.
+
+    Args:
+        seed, purpose: as of ``generator``.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._made = generator(seed, purpose)
+        self._philox = self._made.bit_generator
+        self._state: Any = self._philox.state
+
+    def at(self, round: int = 0, client: int = 0, index: int = 0) -> np.random.Generator:
+        """The stream of that address, good until the next call."""
+        self._state["state"]["counter"] = np.array((0, index, client, round), dtype=np.uint64)
+        self._philox.state = self._state
+        return self._made
+
+
+@lru_cache(maxsize=64)
+def stream(seed: int, purpose: str) -> Stream:
+    """The stream of this process for a purpose: what it gave at one address ends with the next."""
+    return Stream(seed, purpose)
 
 
 def derive(seed: int, purpose: str, round: int = 0, client: int = 0) -> int:

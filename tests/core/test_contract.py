@@ -90,7 +90,7 @@ def test_a_survey_gathers_the_gradient_of_the_cohort_before_it_trains() -> None:
 
 def coordinator(algorithm: fw.Algorithm, cohort: int = 3, rounds: int = 2) -> Coordinator:
     state = algorithm.init(np.zeros(2))
-    return Coordinator(algorithm, state, np.zeros(0), 3, Synchronous(cohort), Rules(rounds, evaluate_every=0), 0)
+    return Coordinator(algorithm, state, np.zeros(0), 3, cohort, Synchronous(), Rules(rounds, evaluate_every=0), 0)
 
 
 def block(train: Train, value: float, survey: bool, refused: tuple = ()) -> Arrived:
@@ -125,8 +125,10 @@ def test_the_coordinator_keeps_the_two_conversations_apart() -> None:
     assert isinstance(train, Train)
     assert train.survey
     record = published.record
-    assert (record.seconds, record.bytes_up, record.bytes_down) == (4.0, 20, 10)
-    assert [reason for _, reason in record.refused] == ["bad", "it went away", "it went away"]
+    # Client 2 was sent the weights and the mean gradient, four numbers, twice, for nothing.
+    assert (record.seconds, record.bytes_up, record.bytes_down) == (4.0, 20, 10 + 2 * 4 * 8)
+    assert record.refused == ((0, "bad"),)
+    assert (record.dropped, record.reasons) == ((2,), ("it went away",))
 
 
 def test_a_survey_that_nobody_answers_changes_nothing_and_the_round_goes_on() -> None:

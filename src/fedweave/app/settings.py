@@ -78,10 +78,14 @@ FLAGS = (
     SEED,
     Flag("evaluate_every", int, "Rounds between evaluations; 0 for never.", _RUN),
     Flag("evaluate", str, "What is evaluated: central, clients, both or auto.", _RUN),
+    Flag("policy", str, "When a round closes: synchronous, 'deadline(seconds=60)', 'fedbuff(buffer=10)', ...", _UNEVEN),
+    Flag("sampling", str, "Which clients are asked: uniform, available, 'power-of-choice(d=20)', ...", _UNEVEN),
+    Flag("population", str, "Their devices, e.g. 'population(speed=lognormal(median=100, sigma=1))'.", _UNEVEN),
     Flag("effort", str, "How much of their local work clients do: full, 'stragglers(share=0.5, drop=True)', ...", _UNEVEN),
     Flag("attack", str, "What bad clients send, e.g. 'ipm(epsilon=0.1)'; see fedweave attacks.", _UNEVEN),
     Flag("byzantine", str, "How many clients are bad: a count, or a fraction of all.", _UNEVEN),
     Flag("engine", str, "How the cohort is trained.", _RUN),
+    Flag("workers", int, "Processes that train; as many as are worth it unless given.", _RUN),
     Flag("threads", int, "torch threads; chosen from the model unless given.", _RUN),
 )
 

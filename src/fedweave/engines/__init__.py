@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a cohort is trained. Every engine takes the same job and gives the same blocks; they differ in speed alone."""
 
-from fedweave.engines.base import Block, Engine, Job, Kept
-from fedweave.engines.eager import Eager
+from fedweave.engines.base import Block, Crew, Engine, Job, Kept, Kernel, Scattered, Unit
+from fedweave.engines.building import ENGINES, Setup, build
 
-__all__ = ["Block", "Eager", "Engine", "Job", "Kept"]
+__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Scattered", "Setup", "Unit", "build"]

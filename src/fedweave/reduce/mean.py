@@ -3,24 +3,130 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from array_api_compat import array_namespace, is_array_api_obj
+import numpy as np
+import numpy.typing as npt
+from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array, is_torch_array
 
+from fedweave.reduce.parallel import Scratch, fold
 from fedweave.values import Array, Update
 
-COLUMNS = 1 << 15
-"""Values converted at a time: the float64 temporaries stay in the core's own cache."""
+COLUMNS = 1 << 14
+"""Values at a time: the float64 temporaries stay in the core's own cache."""
+WAITING = 1 << 27
+"""Bytes of updates that wait to be added, at most (one that is larger does not wait)."""
+
+Host = npt.NDArray[Any]
+
+
+@dataclass
+class Total:
+    """The sum of one array over clients: [D] in float64, and what its mean is to be like."""
+
+    values: Host
+    shape: tuple[int, ...]
+    like: Array
 
 
 @dataclass
 class Sums:
-    """Weighted sums in float64, and each array's own type to round back to."""
+    """Weighted sums. Updates first wait, so that many are added in one pass over the sums."""
 
-    weight: float
-    sums: dict[str, Array]
-    types: dict[str, Any]
+    weight: float = 0.0
+    totals: dict[str, Total] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    waiting: list[tuple[float, Update]] = field(default_factory=list)
+    size: int = 0
+
+    def settle(self) -> None:
+        """Add those that wait."""
+        waiting, self.waiting, self.size = self.waiting, [], 0
+        self._take(waiting, apart=False)
+
+    def take(self, other: Sums) -> None:
+        """Add another's sums, which are summed up on their own first."""
+        self.settle()
+        self.weight += other.weight
+        self.names += [name for name in other.names if name not in self.names]
+        if other.totals or other.scalars:
+            other.settle()
+        for name, scalar in other.scalars.items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + scalar
+        for name, total in other.totals.items():
+            own = self._total(name, total.like, total.shape)
+            _added(own.values, [(1.0, total.values)], apart=False)
+        self._take(other.waiting, apart=True)
+
+    def _take(self, updates: Sequence[tuple[float, Update]], apart: bool) -> None:
+        arrays: dict[str, list[tuple[float, Array]]] = {}
+        scalars: dict[str, float] = {}
+        for weight, update in updates:
+            for name, value in update.items():
+                if name == "weight":
+                    continue
+                if name not in self.names:
+                    self.names.append(name)
+                if is_array_api_obj(value):
+                    arrays.setdefault(name, []).append((weight, value))
+                else:
+                    before = scalars.get(name, 0.0 if apart else self.scalars.get(name, 0.0))
+                    scalars[name] = before + weight * value
+        for name, scalar in scalars.items():
+            self.scalars[name] = self.scalars.get(name, 0.0) + scalar if apart else scalar
+        for name, rows in arrays.items():
+            total = self._total(name, rows[0][1], tuple(rows[0][1].shape))
+            _added(total.values, [(weight, _host(value)) for weight, value in rows], apart)
+
+    def _total(self, name: str, like: Array, shape: tuple[int, ...]) -> Total:
+        found = self.totals.get(name)
+        if found is None:
+            xp = array_namespace(like)
+            # A few bytes that remember the library, the type and the device, without holding on to a whole update.
+            empty = xp.zeros((0,), dtype=like.dtype, device=device(like))
+            found = self.totals[name] = Total(np.zeros(int(np.prod(shape, dtype=np.int64))), shape, empty)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # To another process go the sums, never the updates.
+        self.settle()
+        return self.__dict__
+
+
+def _host(value: Array) -> Host:
+    """[D] in this machine's memory; nothing is copied if it is there."""
+    if is_torch_array(value):
+        value = value.detach().cpu().numpy()
+    elif not is_numpy_array(value):
+        value = np.asarray(value)
+    return np.asarray(value.reshape(-1))
+
+
+def _added(total: Host, rows: Sequence[tuple[float, Host]], apart: bool) -> None:
+    """``total += sum(w u)``, each term rounded and added in order; ``apart``: that sum is made from 0 and then added."""
+
+    def work(start: int, scratch: Scratch) -> None:
+        into = total[start : start + COLUMNS]
+        term = scratch.get("term", into.shape, np.float64)
+        inner = into
+        if apart:
+            inner = scratch.get("inner", into.shape, np.float64)
+            inner[...] = 0.0
+        for weight, row in rows:
+            term[...] = row[start : start + COLUMNS]
+            if weight != 1.0:
+                np.multiply(term, weight, out=term)
+            np.add(inner, term, out=inner)
+        if apart:
+            np.add(into, inner, out=into)
+
+    if len(total) <= COLUMNS:
+        work(0, Scratch())
+    else:
+        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total))
 
 
 @dataclass(frozen=True)
@@ -29,51 +135,57 @@ class Mean:
 
     Sums are kept in float64 and rounded once at the end, so the mean of equal updates is that update, to the bit, and the
     order of clients moves the last bit at most. Multiplication, addition and division are single IEEE operations, so NumPy
-    and torch agree to the bit.
+    and torch agree to the bit. An update must not be changed once it was given to ``add``.
     """
 
     linear: ClassVar[bool] = True
 
     def empty(self) -> Sums:
-        return Sums(0.0, {}, {})
+        return Sums()
 
     def add(self, partial: Sums, update: Update) -> Sums:
         weight = float(update.weight)
         if weight == 0.0:
             return partial
         partial.weight += weight
-        for name, value in update.items():
-            if name == "weight":
-                continue
-            if not is_array_api_obj(value):
-                partial.sums[name] = partial.sums.get(name, 0.0) + weight * value
-                continue
-            xp = array_namespace(value)
-            if name not in partial.sums:
-                partial.sums[name] = xp.zeros_like(value, dtype=xp.float64)
-                partial.types[name] = value.dtype
-            total, flat = xp.reshape(partial.sums[name], (-1,)), xp.reshape(value, (-1,))
-            for start in range(0, flat.shape[0], COLUMNS):
-                part = slice(start, start + COLUMNS)
-                total[part] += weight * xp.astype(flat[part], xp.float64)
-            partial.sums[name] = xp.reshape(total, value.shape)
+        partial.waiting.append((weight, update))
+        partial.size += sum(_sizes(update.values()))
+        if partial.size > WAITING:
+            partial.settle()
         return partial
 
     def merge(self, first: Sums, second: Sums) -> Sums:
-        if not first.sums:
+        if not first.weight:
             return second
-        first.weight += second.weight
-        for name, value in second.sums.items():
-            first.sums[name] += value
+        if second.weight:
+            first.take(second)
         return first
+
+    def scaled(self, partial: Sums, factor: float, but: tuple[str, ...] = ()) -> Sums:
+        partial.settle()
+        for name, total in partial.totals.items():
+            if name not in but:
+                np.multiply(total.values, factor, out=total.values)
+        for name in partial.scalars:
+            if name not in but:
+                partial.scalars[name] *= factor
+        return partial
 
     def result(self, partial: Sums) -> Update | None:
         if not partial.weight > 0.0:
             return None
+        partial.settle()
         mean: dict[str, Array] = {}
-        for name, total in partial.sums.items():
-            value = total / partial.weight
-            if name in partial.types:
-                value = array_namespace(value).astype(value, partial.types[name])
-            mean[name] = value
+        for name in partial.names:
+            if name in partial.scalars:
+                mean[name] = partial.scalars[name] / partial.weight
+                continue
+            total = partial.totals[name]
+            xp, on = array_namespace(total.like), device(total.like)
+            value = xp.asarray((total.values / partial.weight).reshape(total.shape), device=on)
+            mean[name] = xp.astype(value, total.like.dtype)
         return Update(weight=partial.weight, **mean)
+
+
+def _sizes(values: Iterable[Any]) -> Iterable[int]:
+    return (getattr(value, "nbytes", 0) for value in values)

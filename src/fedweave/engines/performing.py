@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done with a unit, in whatever process: its clients trained, their updates admitted and reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from fedweave.contract import Array, Arrays, Work
+from fedweave.coordinator import BLOCK, Tally, fault
+from fedweave.data import Split
+from fedweave.engines.base import Answer, Block, Done, Job, Kernel, Task, Unit
+
+SINGLE = 8 * BLOCK
+"""Clients of a cohort up to which each is a unit of its own: with few blocks, processes would wait for the slowest."""
+
+
+class Performer:
+    """Performs units in this process.
+
+    Args:
+        kernel: trains.
+        split: who holds what.
+        seed: addresses all draws.
+        buffers: ``"mean"``: the clients' buffers enter the model as their parameters do; ``"keep"``: the server's stay;
+            ``"home"``: each client has its own.
+        byzantine: the bad clients.
+        unreduced: hand over the updates themselves, since an attack must see them all first.
+    """
+
+    def __init__(
+        self, kernel: Kernel, split: Split, seed: int, buffers: str, byzantine: Collection[int], unreduced: bool
+    ) -> None:
+        self.kernel, self.split, self.seed, self.policy = kernel, split, seed, buffers
+        self.byzantine, self.unreduced = frozenset(byzantine), unreduced
+
+    def __call__(self, job: Job, unit: Unit) -> Done:
+        answers = self._answers(job, unit)
+        if self.unreduced:
+            return Done((unit.first, unit.last), answers=list(answers))
+        kept: list[tuple[int, Arrays]] = []
+        blocks = list(reduced(job, answers, unit.first, unit.last, kept, unit.last - unit.first > 1 and not job.apart))
+        return Done((unit.first, unit.last), blocks, kept=kept)
+
+    def _answers(self, job: Job, unit: Unit) -> Iterator[Answer | int]:
+        """Of each of the unit's clients in turn; the number of a client that is not done in time."""
+        positions = range(unit.first, unit.last)
+        tasks = [self._task(job, p, unit.mine[p - unit.first]) for p in positions if job.efforts[p] is not None]
+        trained = iter(self.kernel.train(tasks))
+        awaited = iter(tasks)
+        for p in positions:
+            if job.efforts[p] is None:
+                yield int(job.clients[p])
+                continue
+            task = next(awaited)
+            update, kept, outcome = next(trained)
+            if outcome is not None and self.policy == "home":
+                kept = (kept or Arrays()).replace(buffers=outcome.buffers)
+            elif outcome is not None and self.policy == "mean" and len(outcome.buffers) and not job.algorithm.prepares:
+                update = update.replace(buffers=outcome.buffers)
+            sent = size(task.ask) + (0 if job.algorithm.prepares else job.starts(p).nbytes)
+            yield Answer(task.client, sent, update, kept, outcome)
+
+    def _task(self, job: Job, position: int, mine: Arrays | None) -> Task:
+        client = int(job.clients[position])
+        buffers = mine["buffers"] if self.policy == "home" and mine is not None else job.starts(position)
+        return Task(
+            client,
+            job.ask(position),
+            buffers,
+            mine,
+            np.asarray(self.split.indices(client), np.int64),
+            job.turn(self.seed, position),
+            None if job.survey else job.efforts[position],
+            client in self.byzantine,
+        )
+
+
+def reduced(
+    job: Job, answers: Iterable[Answer | int], first: int, last: int, kept: list[tuple[int, Arrays]], whole: bool = True
+) -> Iterator[Block]:
+    """The answers of positions ``first`` to ``last``, block by block if they are whole, else one by one; what clients keep goes
+    into ``kept``."""
+    source = iter(answers)
+    for start in range(first, last, BLOCK if whole else 1):
+        stop = min(start + BLOCK, last) if whole else start + 1
+        partial, tally = job.algorithm.reduce.empty(), Tally()
+        for _ in range(start, stop):
+            answer = next(source)
+            if isinstance(answer, int):
+                tally += Tally(dropped=(answer,))
+                continue
+            reason = fault(answer.update)
+            if reason is None:
+                partial = job.algorithm.reduce.add(partial, answer.update)
+                if answer.kept is not None:
+                    kept.append((answer.client, answer.kept))
+            tally += _tally(answer, reason)
+        yield Block(start, stop, partial, tally)
+
+
+def _tally(answer: Answer, reason: str | None) -> Tally:
+    down, up = answer.asked, size(answer.update)
+    if reason is not None:
+        return Tally(bytes_down=down, bytes_up=up, refused=((answer.client, reason),))
+    if answer.outcome is None:
+        return Tally(counted=1, bytes_down=down, bytes_up=up)
+    work: Work = answer.outcome.work
+    loss = answer.outcome.loss * work.examples
+    return Tally(counted=1, examples=work.examples, steps=work.steps, loss=loss, bytes_down=down, bytes_up=up)
+
+
+def size(record: Arrays) -> int:
+    """Bytes of the arrays; a scalar counts as eight."""
+
+    def of(value: Array) -> int:
+        return int(getattr(value, "nbytes", 8))
+
+    return sum(of(value) for value in record.values())
+
+
+def cut(job: Job, chunk: int, single: bool) -> Sequence[tuple[int, int]]:
+    """The stretches (first, last) of a job's units: ``chunk`` clients each, the last one whatever is left.
+
+    Args:
+        single: a kernel that trains one client at a time gets units of one, if the cohort is small, so that it can be spread
+            over processes.
+    """
+    clients = len(job.clients)
+    step = chunk if chunk > 1 else 1 if single and clients <= SINGLE else BLOCK
+    return [(first, min(first + step, clients)) for first in range(0, clients, step)]

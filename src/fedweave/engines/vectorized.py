@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vectorised kernel: many clients at once, as the rows of matrices [K, ...].
+
+Clients of one unit that train alike are one stack. Their steps are taken together; who has fewer batches leaves the stack when
+it is done, and a batch that is shorter than the others is filled up with examples that count for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedweave.contract import Arrays, Ask, Local, Progress, Update, Work
+from fedweave.engines.base import Job, Kernel, Task
+from fedweave.engines.rows import columns, pick, split, together
+from fedweave.engines.stacks import Stack
+from fedweave.local import GATHERED, Outcome, Trainer, epochs, rule
+from fedweave.models import IGNORED
+
+Answered = tuple[Update, Arrays | None, Outcome | None]
+
+CACHE = 2**22
+"""Bytes of a stack's weights at most, so that a few such stacks stay in a core's cache."""
+LISTED = 2**24
+"""Numbers of examples that are listed at a time."""
+LEAST, MOST = 16, 512
+"""Clients of a stack. The least is a block of the sum, the most bounds what a unit holds."""
+
+
+def width(parameters: int, itemsize: int) -> int:
+    """How many clients a stack holds, by the size of the model alone."""
+    fitting = CACHE // max(parameters * itemsize, 1)
+    return max(LEAST, min(MOST, fitting // LEAST * LEAST))
+
+
+class Vectorized:
+    """Trains stacks of clients.
+
+    Args:
+        honest, liar: the trainers of the eager kernel: their data, their model and their algorithm.
+        stack: the gradients of K models.
+        eager: trains whom no stack can: a single client, or one that has nothing to do.
+    """
+
+    def __init__(self, honest: Trainer, liar: Trainer, stack: Stack, eager: Kernel) -> None:
+        self.honest, self.liar, self.stack, self.eager = honest, liar, stack, eager
+        self.algorithm, self.layout = honest.algorithm, honest.model.layout
+        self.name = f"vectorized ({stack.name})"
+        self.shapes = [slot.shape for slot in self.layout.parameters]
+        self.sizes = [slot.size for slot in self.layout.parameters]
+
+    def chunk(self, job: Job) -> int:
+        return width(self.layout.size, self.honest.model.flat.itemsize)
+
+    def train(self, tasks: Sequence[Task]) -> Iterator[Answered]:
+        found: dict[int, Answered] = {}
+        groups: dict[Any, list[int]] = {}
+        for i, task in enumerate(tasks):
+            groups.setdefault(self._kind(task), []).append(i)
+        for kind, members in groups.items():
+            most = 1 if kind is None else self._room([tasks[i] for i in members])
+            for first in range(0, len(members), most):
+                group = [tasks[i] for i in members[first : first + most]]
+                answers = self.eager.train(group) if len(group) == 1 else self._together(group)
+                found.update(zip(members[first : first + most], answers, strict=True))
+        yield from (found[i] for i in range(len(tasks)))
+
+    def _kind(self, task: Task) -> Any:
+        """What clients of one stack have in common; None for those that are better off alone."""
+        examples, local = len(task.indices), task.local
+        kept = None if task.mine is None else tuple((name, np.shape(value)) for name, value in task.mine.items())
+        if local is None:
+            return None if examples == 0 else ("survey", task.liar, kept, examples.bit_length())
+        steps = local.steps_for(examples)
+        if steps == 0:
+            return None
+        # How often a client passes over its data is told to a direction as one number for all.
+        progress = (steps, _per_epoch(local, examples)) if self.honest.directs else None
+        measured = examples.bit_length() if self.algorithm.needs else None
+        alike = replace(local, epochs=None, steps=0, lr=local.lr_at(task.turn.round), lr_decay=1.0)
+        return alike, task.liar, kept, _batch(task).bit_length(), measured, progress
+
+    def _room(self, tasks: Sequence[Task]) -> int:
+        """How many of them can be trained together: the numbers of all their examples of all steps are listed at once."""
+        steps = max(t.local.steps_for(len(t.indices)) if t.local is not None else 1 for t in tasks)
+        longest = max(len(t.indices) if t.local is None else _batch(t) for t in tasks)
+        return max(1, LISTED // (steps * longest))
+
+    def _together(self, tasks: Sequence[Task]) -> list[Answered]:
+        trainer = self.liar if tasks[0].liar else self.honest
+        ask, mine = together([t.ask for t in tasks]), together([t.mine for t in tasks])
+        measured = self._measured(trainer, tasks, ask) if tasks[0].local is None or self.algorithm.needs else {}
+        counts = [{} if not self.algorithm.needs else self._counted(trainer, t) for t in tasks]
+        if tasks[0].local is None:
+            works = [Work(examples=len(t.indices), start_gradient=measured["start_gradient"][k]) for k, t in enumerate(tasks)]
+            stacked = Work(examples=columns([w.examples for w in works]), start_gradient=measured["start_gradient"])
+            alone = self.algorithm.survey(works[0], tasks[0].ask, tasks[0].mine)
+            made = split(self.algorithm.survey(stacked, ask, mine), alone, len(tasks))
+            return [(update, kept, None) for update, kept in made]
+        if self.algorithm.trains:
+            steps, losses, delta = self._train(trainer, tasks, ask, mine)
+        else:
+            steps, delta = [0] * len(tasks), torch.zeros(len(tasks), self.layout.size, dtype=trainer.model.flat.dtype)
+            losses = measured["start_loss"] if measured else torch.zeros(len(tasks))
+        works = []
+        for k, (task, taken) in enumerate(zip(tasks, steps, strict=True)):
+            assert task.local is not None
+            asked: dict[str, Any] = (
+                {"start_loss": float(measured["start_loss"][k])} if "start_loss" in self.algorithm.needs else {}
+            )
+            if "start_gradient" in self.algorithm.needs:
+                asked["start_gradient"] = measured["start_gradient"][k]
+            lr = task.local.lr_at(task.turn.round)
+            works.append(
+                Work(examples=len(task.indices), steps=taken, lr=lr, momentum=task.local.momentum, **asked, **counts[k])
+            )
+        differing = ("examples", "steps", *self.algorithm.needs)
+        stacked = replace(works[0], **{name: columns([getattr(w, name) for w in works]) for name in differing})
+        alone = self.algorithm.report(delta[0], works[0], tasks[0].ask, tasks[0].mine)
+        made = split(self.algorithm.report(delta, stacked, ask, mine), alone, len(tasks))
+        nothing = torch.zeros(0, dtype=delta.dtype)
+        means = (losses / torch.tensor([max(s, 1) for s in steps])).tolist()
+        return [(update, kept, Outcome(update, kept, works[k], nothing, means[k])) for k, (update, kept) in enumerate(made)]
+
+    # Before the first step -----------------------------------------------------------------------------------------------
+
+    def _measured(self, trainer: Trainer, tasks: Sequence[Task], ask: Ask | None) -> dict[str, Tensor]:
+        """The loss [K] and its gradient [K, P] over all of each client's data at the weights that it is sent."""
+        assert ask is not None
+        sizes = [len(t.indices) for t in tasks]
+        if self.algorithm.needs <= {"class_counts"} and tasks[0].local is not None:
+            return {}
+        rows = np.full((1, len(tasks), max(sizes)), -1, np.int64)
+        for k, task in enumerate(tasks):
+            rows[0, k, : sizes[k]] = task.indices
+        weights = self._tensors(torch.broadcast_to(ask.weights, (len(tasks), self.layout.size)))
+        (x,), (y,) = _gathered(trainer, rows)
+        losses, gradients = self.stack.gradient(weights, x, y)
+        return {"start_loss": losses, "start_gradient": self._flat(gradients)}
+
+    def _counted(self, trainer: Trainer, task: Task) -> dict[str, Any]:
+        if "class_counts" not in self.algorithm.needs:
+            return {}
+        return {"class_counts": trainer.class_counts(task.indices)}
+
+    # The steps -----------------------------------------------------------------------------------------------------------
+
+    def _train(self, trainer: Trainer, tasks: Sequence[Task], ask: Any, mine: Any) -> tuple[list[int], Tensor, Tensor]:
+        """Local steps taken, the sums of their losses [K], and how far each client went [K, D]."""
+        local = tasks[0].local
+        assert local is not None
+        steps = [t.local.steps_for(len(t.indices)) for t in tasks if t.local is not None]
+        order = np.argsort([-s for s in steps], kind="stable")
+        sorted_ = [tasks[i] for i in order]
+        pace = sorted((s for s in steps), reverse=True)
+        ask, mine = pick(ask, order), pick(mine, order)
+        start = self.algorithm.start(ask, mine)
+        start = torch.broadcast_to(start, (len(tasks), start.shape[-1]))
+        algorithm, lr = self.algorithm, local.lr_at(tasks[0].turn.round)
+        same = not trainer.directs and start.shape[1] == self.layout.size
+        plain = same and not (trainer.corrects or local.momentum or local.clip_norm is not None or local.optimizer != "sgd")
+        total = torch.zeros(len(tasks), dtype=start.dtype)
+        weights = self._tensors(start) if plain else []
+        y = start.clone() if not plain else start
+        direction = rule(local, y)
+        per_epoch = _per_epoch(local, len(sorted_[0].indices))
+        active, near, own = len(tasks), ask, mine
+        for step, (x, t) in enumerate(self._batches(trainer, sorted_, pace)):
+            if len(x) < active:
+                active = len(x)
+                near, own = pick(ask, slice(active)), pick(mine, slice(active))
+                direction.shrink(active)
+            if plain:
+                losses = self.stack.descend([w[:active] for w in weights], x, t, lr, 1.0 - lr * local.weight_decay)
+            else:
+                gradient = _Gradient(self, x, t)
+                at = y[:active]
+                towards = algorithm.direction(at, gradient, near, own, Progress(step, pace[0], per_epoch))
+                losses = gradient.losses
+                if local.clip_norm is not None:
+                    towards = _clipped(towards, local.clip_norm, self.layout.size)
+                if local.weight_decay:
+                    towards = towards + local.weight_decay * at
+                at.add_(direction(towards), alpha=-lr)
+            total[:active] += losses
+        end = self._flat(weights) if plain else y
+        back = torch.from_numpy(np.argsort(order))
+        return steps, total[back], (end - start)[back]
+
+    def _batches(self, trainer: Trainer, tasks: Sequence[Task], pace: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of each step, x [K, B, ...] and y [K, B, ...], of those that have not finished."""
+        local = tasks[0].local
+        assert local is not None
+        longest = max(_batch(t) for t in tasks)
+        rows = np.full((pace[0], len(tasks), longest), -1, np.int64)
+        for k, task in enumerate(tasks):
+            assert task.local is not None
+            # An epoch's order, filled up to whole batches, is its batches one below the other.
+            size, per_epoch, done = _batch(task), _per_epoch(local, len(task.indices)), 0
+            padded = np.full(per_epoch * size, -1, np.int64)
+            for order in epochs(task.local, len(task.indices), task.turn):
+                padded[: len(order)] = task.indices[order]
+                taken = min(per_epoch, pace[k] - done)
+                rows[done : done + taken, k, :size] = padded.reshape(per_epoch, size)[:taken]
+                done += taken
+                if done == pace[k]:
+                    break
+        active = np.searchsorted(-np.asarray(pace), -np.arange(pace[0]), side="left")
+        each = max(1, trainer.x[:1].nbytes + trainer.y[:1].nbytes) * longest * len(tasks)
+        slab = max(1, GATHERED // each)
+        for first in range(0, pace[0], slab):
+            part = rows[first : first + slab, : active[first]]
+            xs, ys = _gathered(trainer, part)
+            for i in range(len(part)):
+                alive = active[first + i]
+                yield xs[i, :alive], ys[i, :alive]
+
+    # Between flat and tensors --------------------------------------------------------------------------------------------
+
+    def _tensors(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter [K, ...], contiguous, from [K, P]: a copy."""
+        parts = zip(torch.split(flat, self.sizes, dim=1), self.shapes, strict=True)
+        return [p.clone(memory_format=torch.contiguous_format).view(len(flat), *shape) for p, shape in parts]
+
+    def _flat(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
+
+class _Gradient:
+    """The gradients of one batch for each client, at any weights [K, P]."""
+
+    def __init__(self, kernel: Vectorized, x: Tensor, y: Tensor) -> None:
+        self.kernel, self.x, self.y = kernel, x, y
+        self.losses: Any = 0.0
+        self.asked = False
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        weights = torch.broadcast_to(weights, (len(self.x), weights.shape[-1]))
+        losses, gradients = self.kernel.stack.gradient(self.kernel._tensors(weights), self.x, self.y)
+        if not self.asked:
+            self.losses, self.asked = losses, True
+        return self.kernel._flat(gradients)
+
+
+def _gathered(trainer: Trainer, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """The examples of these numbers [..., B], x and y; where the number is negative, one that counts for nothing."""
+    flat = torch.from_numpy(np.maximum(rows, 0).reshape(-1))
+    x = trainer.x.index_select(0, flat).view(*rows.shape, *trainer.x.shape[1:])
+    y = trainer.y.index_select(0, flat).view(*rows.shape, *trainer.y.shape[1:])
+    empty = rows < 0
+    if empty.any():
+        y[torch.from_numpy(empty)] = IGNORED
+    return x, y
+
+
+def _batch(task: Task) -> int:
+    """Examples of a full batch."""
+    assert task.local is not None
+    examples = len(task.indices)
+    return examples if task.local.batch_size is None else min(task.local.batch_size, examples)
+
+
+def _per_epoch(local: Local, examples: int) -> int:
+    return 1 if local.batch_size is None else math.ceil(examples / local.batch_size)
+
+
+def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:
+    """Each model's part of each client's direction, of Euclidean norm ``most`` at most."""
+    models = towards.shape[1] // parameters if towards.shape[1] % parameters == 0 else 1
+    parts = towards.view(len(towards), models, -1)
+    norms = torch.linalg.vector_norm(parts, dim=2, keepdim=True)
+    return (parts * torch.clamp(most / (norms + 1e-6), max=1.0)).view(towards.shape)
