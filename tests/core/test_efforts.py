@@ -124,3 +124,26 @@ def test_by_name() -> None:
 def test_the_walk_sees_a_step_that_is_not_whole() -> None:
     local = fw.Local(epochs=1, batch_size=4)
     assert [finished(local, 10, n) for n in (3, 4, 7.9, 8, 9.9, 10)] == [0, 1, 1, 2, 2, 3]
+
+
+# In a run ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_the_steps_that_its_devices_have_time_for() -> None:
+    data = fw.data.partition(fw.data.load("digits"), fw.Dirichlet(0.5), clients=30)
+    local, world = fw.Local(epochs=3), population.population("population(speed=lognormal(median=20, sigma=1))")
+    result = fw.simulate(
+        model="logistic", data=data, cohort=10, rounds=3, local=local, seed=4, population=world, effort="seconds(budget=2.5)"
+    )
+    devices, partial, out = world.draw(4, 30), 0, 0
+    for record in result.history:
+        done = {}
+        for client in record.cohort:
+            processed = 2.5 * float(devices.speed[client])
+            done[client] = finished(local, int(data.sizes[client]), processed)
+            partial += 0 < done[client] < local.steps_for(int(data.sizes[client]))
+        assert record.steps == sum(done.values())
+        assert record.dropped == tuple(client for client, steps in done.items() if steps == 0)
+        out += len(record.dropped)
+    assert partial >= 10
+    assert out >= 1
