@@ -25,7 +25,8 @@ from fedweave.reduce.base import Partial
 class Job:
     """One conversation: these clients, ascending, from this state [P] and these buffers [B].
 
-    ``efforts`` says how each of them trains, None if it is not done in time; in a survey nobody trains.
+    ``efforts`` says how each of them trains, None if its work is not wanted or it is not done in time; in a survey nobody
+    trains. ``apart``: each update is handed over in a block of its own.
     """
 
     round: int
@@ -35,6 +36,7 @@ class Job:
     buffers: Any
     efforts: Sequence[Local | None]
     survey: bool = False
+    apart: bool = False
 
     def ask(self, position: int) -> Ask:
         """What the client at this position of the cohort is sent."""
@@ -47,6 +49,30 @@ class Job:
     def turn(self, seed: int, position: int) -> Turn:
         """Where its random draws are addressed."""
         return Turn(seed, self.round, int(self.clients[position]))
+
+
+@dataclass(frozen=True)
+class Scattered(Job):
+    """Clients of an asynchronous run, in any order, none of them twice: each began in a round of its own, from the model that
+    was the server's then. ``state`` and ``buffers`` are the server's now.
+
+    Args:
+        rounds: in which each began, which addresses its draws and its learning rate.
+        bases: (state, buffers) that each began from; one and the same object for all that began in one round.
+    """
+
+    rounds: Sequence[int] = ()
+    bases: Sequence[tuple[State, Any]] = ()
+    apart: bool = True
+
+    def ask(self, position: int) -> Ask:
+        return self.algorithm.ask(self.bases[position][0], int(self.clients[position]))
+
+    def starts(self, position: int) -> Any:
+        return self.bases[position][1]
+
+    def turn(self, seed: int, position: int) -> Turn:
+        return Turn(seed, self.rounds[position], int(self.clients[position]))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Performer:
         if self.unreduced:
             return Done((unit.first, unit.last), answers=list(answers))
         kept: list[tuple[int, Arrays]] = []
-        blocks = list(reduced(job, answers, unit.first, unit.last, kept, unit.last - unit.first > 1))
+        blocks = list(reduced(job, answers, unit.first, unit.last, kept, unit.last - unit.first > 1 and not job.apart))
         return Done((unit.first, unit.last), blocks, kept=kept)
 
     def _answers(self, job: Job, unit: Unit) -> Iterator[Answer | int]:

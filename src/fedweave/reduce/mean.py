@@ -161,6 +161,16 @@ class Mean:
             first.take(second)
         return first
 
+    def scaled(self, partial: Sums, factor: float, but: tuple[str, ...] = ()) -> Sums:
+        partial.settle()
+        for name, total in partial.totals.items():
+            if name not in but:
+                np.multiply(total.values, factor, out=total.values)
+        for name in partial.scalars:
+            if name not in but:
+                partial.scalars[name] *= factor
+        return partial
+
     def result(self, partial: Sums) -> Update | None:
         if not partial.weight > 0.0:
             return None
