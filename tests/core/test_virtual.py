@@ -276,11 +276,8 @@ def test_a_buffer_of_one_without_staleness_is_fedasync() -> None:
 
 
 def test_late_clients_send_what_they_have_or_nothing() -> None:
-    options = {
-        "population": "population(speed=uniform(low=3.0, high=30.0))",
-        "rounds": 6,
-        "local": fw.Local(lr=0.1, batch_size=1),
-    }
+    local, speed = fw.Local(lr=0.1, batch_size=1), "uniform(low=3.0, high=30.0)"
+    options = {"population": f"population(speed={speed})", "rounds": 6, "local": local}
     dropped = simulated(policy="deadline(seconds=1.0)", **options)
     kept = simulated(policy="deadline(seconds=1.0, late='keep')", **options)
     devices = Population(speed=speed).draw(5, 24)

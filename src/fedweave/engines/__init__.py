@@ -5,6 +5,4 @@ from fedweave.engines.base import Block, Crew, Engine, Job, Kept, Kernel, Scatte
 from fedweave.engines.building import ENGINES, Setup, build
 from fedweave.engines.choosing import Work
 
-__all__ = [
-    "ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Scattered", "Setup", "Unit", "Work", "build",
-]  # fmt: skip
+__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Scattered", "Setup", "Unit", "Work", "build"]
