@@ -16,6 +16,7 @@ from fedweave import population
 from fedweave.errors import UsageError
 from fedweave.local import Turn, batches
 from fedweave.population import Asked, Deadline, Seconds
+from fedweave.population.efforts import steps_within
 
 LOCALS = st.builds(
     lambda amount, batch, steps: (
@@ -59,6 +60,14 @@ def test_a_budget_is_as_many_whole_batches_as_a_walk_finishes(local, sizes, proc
             assert plan.steps_for(size) == done < most
             assert (plan.steps is None) == (local.steps is None)
             assert (plan.lr, plan.batch_size) == (local.lr, local.batch_size)
+
+
+@given(local=LOCALS, size=st.integers(0, 40))
+@settings(deadline=None)
+def test_examples_that_are_processed_are_those_of_the_batches(local: fw.Local, size: int) -> None:
+    seen = sum(len(batch) for batch in batches(local, size, Turn(0, 1, 0)))
+    assert population.examples_of(local, size) == seen
+    assert steps_within(local, size, seen) == local.steps_for(size)
 
 
 @given(per_epoch=st.integers(1, 3000), done=st.integers(1, 5000))
