@@ -13,8 +13,8 @@ import typer
 from fedweave.app.cli import app
 
 SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --effort --engine --epochs
---evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --optimizer --partition --patience --rounds
---seed --set --shuffle --steps --target --threads --weight-decay""".split()
+--evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --optimizer --partition --patience --policy
+--population --rounds --sampling --seed --set --shuffle --steps --target --threads --weight-decay --workers""".split()
 SPLIT = ["--clients", "--data", "--partition", "--seed", "--set"]
 SURFACE = {
     "run": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],
