@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Clients, Gathered
+from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Clients, Gathered, summed
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
 from fedweave.policy import Rounds, Standing
 from fedweave.reduce.base import Reduction
-from fedweave.reduce.fold import BLOCK, Fold
+from fedweave.reduce.fold import Fold
 
 ASKED, ANSWERED, DELIVERED, FAILED, LEFT = range(5)
 """Where a client stands: its answer is awaited; is in, but not what it says; is in; will not come; is no longer wanted."""
@@ -48,12 +48,7 @@ class Conversation:
     @property
     def tally(self) -> Tally:
         """What was done, summed in the order of the sums of updates: the last bit of the loss does not tell who was first."""
-        total, block, inner = Tally(), -1, Tally()
-        for first, tally in sorted(self.told.items()):
-            if first // BLOCK != block:
-                total, block, inner = total + inner, first // BLOCK, Tally()
-            inner += tally
-        return total + inner
+        return summed(self.told)
 
 
 class RoundCourse:
