@@ -21,7 +21,10 @@ import numpy as np
 import fedweave as fw
 
 DEVICES = fw.Population(
-    speed="lognormal(median=20, sigma=1.0)", up="lognormal(median=1e5, sigma=1.0)", latency=0.1, availability="diurnal(share=0.25)"
+    speed="lognormal(median=20, sigma=1.0)",
+    up="lognormal(median=1e5, sigma=1.0)",
+    latency=0.1,
+    availability="diurnal(share=0.25)",
 )
 
 
