@@ -58,6 +58,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; the next free one under runs/ unless given.")] = None,
     sets: Sets = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say in the report where the time went; in one process.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     *,
@@ -73,7 +74,7 @@ def run(
     def train(view: Any) -> Result:
         from fedweave.simulation import run
 
-        return run(settings_of_run, out=folder, observer=view)
+        return run(settings_of_run, out=folder, profile=profile, observer=view)
 
     try:
         _watched(train, folder, json=json, quiet=quiet)
@@ -81,6 +82,34 @@ def run(
         # A run that was refused before it began leaves no empty folder behind.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@app.command()
+def tune(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="A configuration file; the fastest is written into it.")
+    ],
+    seconds: Annotated[float, typer.Option(help="Time for all that is tried, about.")] = 10.0,
+    dry: Annotated[bool, typer.Option("--dry", help="Only print the table.")] = False,
+) -> None:
+    """Try the engines and numbers of processes on a configuration's own model and data, and write the fastest into it."""
+    from fedweave.app import settings, text
+
+    if not seconds > 0:
+        raise UsageError(f"--seconds is {seconds}; it must be above 0.")
+    settings_of_run = settings.configure(config, {})
+    from fedweave.simulation import tune
+
+    timings = tune(settings_of_run, seconds)
+    rows = [
+        (t.candidate.engine, str(t.candidate.workers), "-" if t.seconds is None else f"{t.seconds:.3g}", t.about)
+        for t in timings
+    ]
+    typer.echo(text.table(("engine", "workers", "s a round", ""), rows, right=(1, 2)))
+    best = timings[0]
+    if best.seconds is not None and not dry:
+        settings.amend(config, {"engine": best.candidate.engine, "workers": best.candidate.workers})
+        typer.echo(f'\n{config} now says engine = "{best.candidate.engine}" and workers = {best.candidate.workers}.')
 
 
 @app.command()

@@ -72,6 +72,11 @@ def page_of(result: Result) -> Page:
         page.section("Rounds to target", page.table(head, rows, right=(1, 2, 3)), page.note(note))
     page.section("Metrics", metrics_table(page, history))
     partition_section(page, [("Who holds what", split)])
+    if result.profile is not None:
+        whole = sum(result.profile.values()) or 1.0
+        spent = [(name, f"{seconds:.3g}", f"{100 * seconds / whole:.1f}") for name, seconds in result.profile.items()]
+        note = "By Python's profiler, which charges each call a little. Another number of processes has other shares."
+        page.section("Where the time went", page.table(("", "seconds", "%"), spent, right=(1, 2)), page.note(note))
     _refused(page, result.history)
     _how(page, result, split)
     return page

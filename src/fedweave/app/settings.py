@@ -281,6 +281,30 @@ def _unwritable(folder: Path, error: OSError) -> StoreError:
     return StoreError(f"Cannot make the folder {folder}: {error.strerror}. Choose another with --out.")
 
 
+def amend(path: Path, values: Mapping[str, str | int]) -> None:
+    """Set keys of a configuration file, and leave all else in it as it is, comments too.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    for key, value in values.items():
+        text = f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
+        at = next((i for i in range(top) if lines[i].partition("=")[0].strip() == key), None)
+        if at is not None:
+            lines[at] = text
+            continue
+        while top > 0 and not lines[top - 1].strip():
+            top -= 1  # below the last key, above the empty lines before a table
+        lines.insert(top, text)
+        top += 1
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error.strerror}.") from None
+
+
 def new_folder(out: Path | None, stem: str) -> Path:
     """The folder of a new run.
 
