@@ -92,6 +92,7 @@ class Config(BaseModel):
     byzantine: Annotated[int | float, BeforeValidator(_cohort)] = Field(
         0, description="how many clients are bad, a count or a fraction of all; needs attack"
     )
+    diagnostics: bool = Field(True, description="note what `fedweave diagnose` reads, in the run's folder")
     engine: str = Field("auto", description="how the cohort is trained")
     threads: int | None = Field(None, description="torch threads; chosen from the model unless given")
     checkpoint_every: float = Field(10.0, description="seconds between checkpoints")

@@ -26,6 +26,7 @@ from fedweave.config import Config
 from fedweave.contract import Algorithm
 from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
 from fedweave.data import Split
+from fedweave.diagnosis import Observed, Seen, observed, watched
 from fedweave.engines import Eager, Engine, Job
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Round, Target
@@ -114,6 +115,7 @@ class Driver:
         self.start: Round | None = None
         self.history: list[Round] = []
         self._number = self._done = 0
+        self._seen: list[Seen] = []
 
     def _engine(self) -> Engine:
         return Eager(
@@ -207,8 +209,12 @@ class Driver:
                                 self._number, self._done = number, 0
                                 self.observer(events.RoundStarted(number, tuple(clients.tolist())))
                             efforts = self.effort.plan(self.config.seed, number, clients, self.local)
-                            job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey)
+                            looking = self._observes(number) and not survey
+                            job = Job(
+                                number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey, looking
+                            )  # fmt: skip
                             for b in self.engine.train(job):
+                                self._seen += b.seen
                                 now = time.monotonic()
                                 if interrupt.asked:
                                     coordinator.handle(Stop("interrupted"), now)
@@ -260,10 +266,19 @@ class Driver:
                 stacklevel=2,
             )
         if self.store is not None:
-            self.store.append(record)
+            self.store.append(record, self._observed(record.number))
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
                 self._checkpoint(record.number)
         self.observer(record)
+
+    def _observes(self, round: int) -> bool:
+        """Whether this round's updates are looked at: where a folder keeps what is seen, and by ``watched``."""
+        kept = self.config.diagnostics and self.store is not None
+        return kept and watched(round, self.local, int(np.median(self.split.sizes)))
+
+    def _observed(self, round: int) -> Observed | None:
+        seen, self._seen = self._seen, []
+        return observed(round, seen, self.config.seed) if seen else None
 
     def _checkpoint(self, round: int) -> None:
         assert self.store is not None

@@ -57,6 +57,7 @@ def simulate(
     effort: Effort | str = "full",
     attack: Attack | str | None = None,
     byzantine: float = 0,
+    diagnostics: bool = True,
     engine: str = "auto",
     threads: int | None = None,
     checkpoint_every: float = 10.0,
@@ -88,6 +89,7 @@ def simulate(
         effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
+        diagnostics: note of each update, in ``out``, what ``fedweave diagnose`` reads; changes no result.
         engine: ``"eager"``, or ``"auto"`` to have it chosen.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
@@ -125,6 +127,7 @@ def simulate(
             "effort": population.spell(willing),
             "attack": None if adversary is None else attacks.spell(adversary),
             "byzantine": byzantine,
+            "diagnostics": diagnostics,
             "engine": engine,
             "threads": threads,
             "checkpoint_every": checkpoint_every,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedweave.contract import Algorithm, Arrays, Local, State
 from fedweave.coordinator import Tally
+from fedweave.diagnosis import Seen
 from fedweave.reduce.base import Partial
 
 
@@ -20,6 +21,7 @@ class Job:
     """One conversation: these clients, ascending, from this state [P] and these buffers [B].
 
     ``efforts`` says how each of them trains, None if it is not done in time; in a survey nobody trains.
+    ``observe`` says whether to note of each counted client what ``diagnosis.observe`` makes of its update.
     """
 
     round: int
@@ -29,16 +31,19 @@ class Job:
     buffers: Any
     efforts: Sequence[Local | None]
     survey: bool = False
+    observe: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order."""
+    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order; ``seen`` are those that were counted, if
+    the job observes."""
 
     first: int
     last: int
     partial: Partial
     tally: Tally
+    seen: tuple[Seen, ...] = ()
 
 
 class Kept(Protocol):

@@ -15,6 +15,7 @@ from fedweave.attacks import Attack
 from fedweave.contract import Algorithm, Array, Arrays, Ask, Local, State, Update, Work
 from fedweave.coordinator import BLOCK, Tally, fault
 from fedweave.data import Split
+from fedweave.diagnosis import Seen, observe
 from fedweave.engines.base import Block, Job, Kept
 from fedweave.local import Outcome, Trainer, Turn
 from fedweave.models import Model, tensor
@@ -90,6 +91,7 @@ class Eager:
         for first in range(0, len(job.clients), BLOCK):
             last = min(first + BLOCK, len(job.clients))
             partial, tally = job.algorithm.reduce.empty(), Tally()
+            seen: list[Seen] = []
             for _ in range(first, last):
                 answer = next(source)
                 if isinstance(answer, int):
@@ -97,11 +99,14 @@ class Eager:
                     continue
                 reason = fault(answer.update)
                 if reason is None:
+                    if job.observe and answer.outcome is not None:
+                        # Before the update is gathered: a reduction may take its arrays for its own.
+                        seen.append(observe(answer.client, answer.update, answer.outcome.work, answer.outcome.loss, self.seed))
                     partial = job.algorithm.reduce.add(partial, answer.update)
                     if answer.kept is not None:
                         self.kept.put(answer.client, answer.kept)
                 tally += _tally(answer, 0 if job.algorithm.prepares else job.buffers.nbytes, reason)
-            yield Block(first, last, partial, tally)
+            yield Block(first, last, partial, tally, tuple(seen))
 
     def _answers(self, job: Job) -> Iterator[Answer | int]:
         """Of each of the cohort in turn; the number of a client that is not done in time."""
