@@ -211,7 +211,8 @@ class Driver:
                             efforts = self.effort.plan(self.config.seed, number, clients, self.local)
                             looking = self._observes(number) and not survey
                             job = Job(
-                                number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey, looking
+                                number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey,
+                                looking,
                             )  # fmt: skip
                             for b in self.engine.train(job):
                                 self._seen += b.seen
@@ -274,7 +275,7 @@ class Driver:
     def _observes(self, round: int) -> bool:
         """Whether this round's updates are looked at: where a folder keeps what is seen, and by ``watched``."""
         kept = self.config.diagnostics and self.store is not None
-        return kept and watched(round, self.local, int(np.median(self.split.sizes)))
+        return kept and watched(round, self.local, int(self.split.sizes.mean()))
 
     def _observed(self, round: int) -> Observed | None:
         seen, self._seen = self._seen, []

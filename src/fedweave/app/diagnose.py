@@ -150,9 +150,13 @@ def diagnosis_section(page: Page, result: Result, split: Split | None) -> None:
     for verdict in found.findings:
         parts.append(f"<p><b>{escape(verdict.check.capitalize())}.</b> {escape(verdict.words)}</p>")
         parts.append(f"<p>Next: {escape(verdict.remedy)}</p>")
-    rest = [(v.check, {"clear": "not found", "unknown": "not judged"}[v.state], v.words) for v in found.verdicts if v.state != "found"]
+    rest = [
+        (v.check, {"clear": "not found", "unknown": "not judged"}[v.state], v.words)
+        for v in found.verdicts
+        if v.state != "found"
+    ]
     checks = page.table(("looked for", "", "because"), rest) if rest else ""
     figures = page.table(("figure", "median over rounds"), figures_of(found), right=(1,))
     parts.append(f"<details><summary>All checks and figures</summary>{checks}{figures}</details>")
-    note = f"From the updates of {found.rounds:,} observed rounds, by tests with fixed seeds; docs/diagnose.md has every threshold."
+    note = f"From the updates of {found.rounds:,} observed rounds, by tests with fixed seeds."
     page.section("Why it does or does not converge", *parts, page.note(note))

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from fedweave.diagnosis.labels import Labels
 from fedweave.diagnosis.rounds import Observed, Vector, inconsistency
-from fedweave.diagnosis.run import Run, Verdict
+from fedweave.diagnosis.run import LEVEL, Run, Verdict, below
 from fedweave.diagnosis.testing import lasting, outlying, related, thinned
-
-LEVEL = 0.01
-"""The p-value at or below which something is believed."""
 
 TURNS = 3
 """Rounds in which a client must have been seen before it is called bad."""
@@ -26,8 +24,9 @@ FAR = 5.0
 COSINE_FLOOR, NORM_FLOOR = 0.05, 0.15
 """The smallest spreads between clients that are believed, of cosines (about a sketch's error) and of log norms."""
 
-AGAINST, LONGER = -0.05, 3.0
-"""A bad client's mean cosine to the others is at most the first, or its changes are longer by the second factor."""
+AGAINST, UNEXPLAINED, LONGER = -0.05, -0.2, 3.0
+"""A bad client's mean cosine to the others is at most the first, and where labels are skewed the part of it that they leave
+unexplained at most the second; or its changes are longer by the third as a factor."""
 
 SKEWED = 1.0
 """The squared coefficient of variation of sizes at which quantity skew begins: half of the clients would do the same."""
@@ -36,60 +35,77 @@ UNEVEN = 0.2
 """The same of the part of their work that clients do, not squared, at which steps are unequal."""
 
 
-def bad_clients(run: Run) -> Verdict:
-    """A few clients whose updates point against all others', are far longer, or cannot be used, again and again."""
+def bad_clients(run: Run, labels: Labels | None) -> Verdict:
+    """A few clients whose changes point against all others', are far longer, or cannot be used, again and again."""
     check = "bad clients"
     refused = _refused(run)
     rounds = thinned(run.with_several(4))
     if len(rounds) < TURNS and not refused:
         return Verdict(check, "unknown", f"Needs {TURNS} observed rounds with 4 clients or more; there are {len(rounds)}.")
-    sentences = [
-        f"Updates of client {client} were refused in {count} of its {turns} rounds." for client, count, turns in refused
+    against, longer = _against(rounds, labels), _longer(rounds)
+    words = [f"Updates of client {client} were refused in {count} of its {turns} rounds." for client, count, turns in refused]
+    for client, cosine, middle, z, p in against:
+        words.append(
+            f"Changes of client {client} point against the others': mean cosine {cosine:.2f}, where the middle client has "
+            f"{middle:.2f}"
+            f"{' and its labels do not explain it' if labels is not None and labels.skewed else ''} "
+            f"({z:.0f} robust standard deviations, p {below(p)})."
+        )
+    for client, factor, p in longer:
+        words.append(
+            f"Changes of client {client} are {factor:.1f} times as long as the middle one's for the same steps (p {below(p)})."
+        )
+    bad = sorted({one[0] for one in refused} | {one[0] for one in against} | {one[0] for one in longer})
+    numbers = {
+        "clients": bad,
+        "refused": {str(client): count for client, count, _ in refused},
+        "against": {str(client): cosine for client, cosine, *_ in against},
+        "longer": {str(client): factor for client, factor, _ in longer},
+    }
+    if not bad:
+        words = [f"Over {len(rounds)} rounds no client points against the others or sends changes out of proportion."]
+        return Verdict(check, "clear", words[0], numbers=numbers)
+    remedy = f"Look at the data and labels of {_named(bad)}. To train on without trusting anybody: a robust reduction, such as "
+    remedy += (
+        f"reduce=trimmed_mean(f={len(bad)}) or reduce=multi_krum(f={len(bad)}), which costs no bytes, and some accuracy where "
+    )
+    remedy += "clients differ."
+    return Verdict(check, "found", " ".join(words), remedy, numbers)
+
+
+def _named(clients: Sequence[int]) -> str:
+    shown = ", ".join(str(client) for client in clients[:8]) + (", ..." if len(clients) > 8 else "")
+    return f"client {shown}" if len(clients) == 1 else f"the {len(clients)} clients {shown}"
+
+
+def _against(rounds: Sequence[Observed], labels: Labels | None) -> list[tuple[int, float, float, float, float]]:
+    """Clients that point against the others: number, mean cosine to the others, that of the middle client, distance in robust
+    standard deviations, p-value.
+
+    Where labels are skewed, clients are compared by what their labels leave unexplained: an honest one that alone holds a
+        label points elsewhere too.
+    """
+    if len(rounds) < TURNS:
+        return []
+    heard = [np.isfinite(one.cosine) for one in rounds]
+    clients = [one.client[sent] for one, sent in zip(rounds, heard, strict=True)]
+    cosines = [one.cosine[sent] for one, sent in zip(rounds, heard, strict=True)]
+    everyone, place = np.unique(np.concatenate(clients), return_inverse=True)
+    mean = dict(zip(everyone.tolist(), np.bincount(place, np.concatenate(cosines)) / np.bincount(place), strict=True))
+    middle = float(np.mean([np.median(values) for values in cosines]))
+    skewed = labels is not None and labels.skewed
+    if labels is not None and skewed:
+        clients, cosines = [labels.who[rows] for rows in labels.rows], labels.unexplained()
+    who, apart, z, p = outlying(clients, cosines, COSINE_FLOOR, TURNS)
+    found = [
+        (int(client), float(mean[int(client)]), middle, float(-z[i]), float(p[i]))
+        for i, client in enumerate(who)
+        if z[i] <= -FAR
+        and p[i] <= LEVEL
+        and mean[int(client)] <= AGAINST
+        and (apart[i] <= UNEXPLAINED if skewed else middle > 0)
     ]
-    bad = [client for client, _, _ in refused]
-    numbers: dict[str, object] = {"refused": {str(client): count for client, count, _ in refused}}
-    if len(rounds) >= TURNS:
-        who, apart, z, p = outlying(
-            [one.client[_heard(one)] for one in rounds], [one.cosine[_heard(one)] for one in rounds], COSINE_FLOOR, TURNS
-        )
-        cosine = dict(zip(who.tolist(), (apart + _middle(rounds)).tolist(), strict=True))
-        numbers["judged"] = len(who)
-        against = [i for i in range(len(who)) if z[i] <= -FAR and p[i] <= LEVEL and cosine[int(who[i])] <= AGAINST]
-        against = [] if len(against) > len(who) / 3 or _middle(rounds) <= 0 else _unexplained(run, who, against)
-        for i in against:
-            client = int(who[i])
-            bad.append(client)
-            sentences.append(
-                f"Changes of client {client} point against those of the others: mean cosine {cosine[client]:.2f}, where the middle "
-                f"client has {_middle(rounds):.2f} ({-z[i]:.0f} robust standard deviations, p = {p[i]:.3f})."
-            )
-        longer = _longer(rounds)
-        bad += [client for client, _, _ in longer]
-        sentences += [
-            f"Changes of client {client} are {factor:.1f} times as long as the middle one's, for the same steps (p = {p:.3f})."
-            for client, factor, p in longer
-        ]
-        numbers |= {"cosine": cosine, "longer": {str(c): f for c, f, _ in longer}, "middle_cosine": _middle(rounds)}
-    bad = sorted(set(bad))
-    numbers["clients"] = bad
-    if bad:
-        count = len(bad)
-        remedy = (
-            f"Look at the data and labels of {_named(bad)}. To train on without trusting anybody: a robust reduction, such as "
-            f"reduce=trimmed_mean(f={count}) or reduce=multi_krum(f={count}); it costs no bytes, and some accuracy where clients differ."
-        )
-        return Verdict(check, "found", " ".join(sentences), remedy, numbers)
-    words = f"No client lies {FAR:.0f} robust standard deviations from the others over {len(rounds)} rounds."
-    return Verdict(check, "clear", words, numbers=numbers)
-
-
-def _heard(one: Observed) -> Vector:
-    heard: Vector = np.isfinite(one.cosine)
-    return heard
-
-
-def _middle(rounds: Sequence[Observed]) -> float:
-    return float(np.mean([np.median(one.cosine[_heard(one)]) for one in rounds]))
+    return found if len(found) <= len(who) / 3 else []
 
 
 def _longer(rounds: Sequence[Observed]) -> list[tuple[int, float, float]]:
@@ -107,18 +123,6 @@ def _longer(rounds: Sequence[Observed]) -> list[tuple[int, float, float]]:
     who, apart, z, p = outlying(clients, values, NORM_FLOOR, TURNS)
     over = [i for i in range(len(who)) if z[i] >= FAR and p[i] <= LEVEL and apart[i] >= math.log(LONGER)]
     return [(int(who[i]), math.exp(apart[i]), float(p[i])) for i in over] if len(over) <= len(who) / 3 else []
-
-
-def _unexplained(run: Run, who: Vector, against: list[int]) -> list[int]:
-    """Those whose labels do not set them apart as well: a client that alone holds a label may be honest."""
-    if run.labels is None:
-        return against
-    held = run.labels[who].astype(float)
-    share = held / np.maximum(held.sum(1, keepdims=True), 1)
-    whole = held.sum(0) / max(held.sum(), 1)
-    distance = np.abs(share - whole).sum(1) / 2
-    spread = max(1.4826 * float(np.median(np.abs(distance - np.median(distance)))), 0.02)
-    return [i for i in against if (distance[i] - np.median(distance)) / spread < FAR]
 
 
 def _refused(run: Run) -> list[tuple[int, int, int]]:
@@ -146,8 +150,8 @@ def quantity_skew(run: Run) -> Verdict:
         "cv_squared": variation, "as_good_as": alike, "top_tenth_share": share,
     }  # fmt: skip
     words = (
-        f"The {len(held):,} clients seen hold {held.min():,.0f} to {held.max():,.0f} examples (median {np.median(held):,.0f}); the largest "
-        f"{tenth:,} hold {share:.0%}."
+        f"The {len(held):,} clients seen hold {held.min():,.0f} to {held.max():,.0f} examples (median "
+        f"{np.median(held):,.0f}); the largest {'one holds' if tenth == 1 else f'{tenth:,} hold'} {share:.0%}."
     )
     if variation <= SKEWED:
         return Verdict(check, "clear", words, numbers=numbers)
@@ -159,11 +163,11 @@ def quantity_skew(run: Run) -> Verdict:
     rho, p = related([one.examples for one in thinned(several)], [one.norm for one in thinned(several)])
     numbers |= {"size_norm_correlation": rho, "size_norm_p": p}
     if p <= LEVEL:
-        words += f" Who holds more also moves further (rank correlation {rho:.2f}, p = {p:.3f})."
+        words += f" Who holds more also moves further (rank correlation {rho:.2f}, p {below(p)})."
     remedy = (
-        "Decide whom the model is for. weighting=uniform lets every client count alike; qfedavg(q=0.1) favours those it serves badly; "
-        "local.steps in place of epochs gives all the same steps, or fednova removes their effect. None of them costs bytes; all are "
-        "slower for the largest clients."
+        "Decide whom the model is for. weighting=uniform lets every client count alike; qfedavg(q=0.1) favours those that it "
+        "serves badly; local.steps in place of epochs gives all the same steps, or fednova removes their effect. None of them "
+        "costs bytes; all learn more slowly from the largest clients."
     )
     return Verdict(check, "found", words, remedy, numbers)
 
@@ -187,25 +191,34 @@ def unequal_steps(run: Run) -> Verdict:
     lowest, highest = min(float(p.min()) for p in part), max(float(p.max()) for p in part)
     numbers: dict[str, object] = {"part_cv": uneven, "part_lowest": lowest, "part_highest": highest, "inconsistency": chi}
     if uneven <= UNEVEN:
-        words = f"Clients do {lowest:.2g} to {highest:.2g} times the steps asked for; they differ by {uneven:.0%} within a round."
+        words = (
+            f"Clients do {lowest:.2g} to {highest:.2g} times the steps asked for; they differ by {uneven:.0%} within a round."
+        )
         return Verdict(check, "clear", words, numbers=numbers)
     rho, p = related([one.steps for one in rounds], [one.norm for one in rounds])
     numbers |= {"steps_norm_correlation": rho, "steps_norm_p": p}
     steps = [int(s) for one in rounds for s in one.steps]
-    words = f"Clients that were asked for the same work took {min(steps):,} to {max(steps):,} steps (they differ by {uneven:.0%})"
+    words = (
+        f"Clients that were asked for the same work took {min(steps):,} to {max(steps):,} steps (they differ by {uneven:.0%})"
+    )
     if p > LEVEL or rho <= 0:
-        return Verdict(check, "clear", f"{words}, but who did more did not move the model further (p = {p:.3f}).", numbers=numbers)
-    words += f", and who did more moved further (rank correlation {rho:.2f}, p = {p:.3f}). The objective that they descend is not the one "
-    words += f"asked for: chi-squared distance {chi:.2f} of the shares."
+        return Verdict(
+            check, "clear", f"{words}, but who did more did not move the model further (p {below(p)}).", numbers=numbers
+        )
+    words += f", and who did more moved further (rank correlation {rho:.2f}, p {below(p)}). The objective that they "
+    words += f"descend is not the one asked for: chi-squared distance {chi:.2f} of the shares."
     share, again = lasting([one.client for one in rounds], part)
     numbers |= {"lasting_share": share, "lasting_p": again}
     if again <= LEVEL:
-        words += f" The same clients do less every time ({share:.0%} of the variance, p = {again:.3f}), so the model is biased against them."
+        words += (
+            f" The same clients do less every time ({share:.0%} of the variance, p {below(again)}), so the model is biased "
+        )
+        words += "against them."
     else:
-        words += f" It is not the same clients every time (p = {again:.2f}): this is noise rather than bias."
+        words += f" It is not the same clients every time (p {below(again)}): this is noise rather than bias."
     remedy = (
-        "fednova divides each change by its client's own steps and costs no bytes; fedprox(mu=0.01) to (mu=1) bounds how far the longest "
-        "go; local.steps asks all for the same."
+        "Try fednova, which divides each change by its client's own steps and costs no bytes; or fedprox(mu=0.01) to (mu=1), which "
+        "bounds how far the longest go. local.steps asks all for the same."
     )
     return Verdict(check, "found", words, remedy, numbers)
 
@@ -213,7 +226,8 @@ def unequal_steps(run: Run) -> Verdict:
 def _parts(run: Run, one: Observed) -> Vector:
     """Of each client its steps over those that it was asked for."""
     asked = np.array([run.local.steps_for(int(n)) for n in one.examples])
-    return one.steps / np.maximum(asked, 1)
+    parts: Vector = one.steps / np.maximum(asked, 1)
+    return parts
 
 
 def participation(run: Run) -> Verdict:
@@ -238,9 +252,9 @@ def participation(run: Run) -> Verdict:
     words = f"The updates of a client counted {turns.min():.0f} to {turns.max():.0f} times (Jain's index {jain:.2f}, 1 is even)"
     if p > LEVEL / 10 or jain > 0.9:
         return Verdict(check, "clear", f"{words}, which chance explains or which is even.", numbers=numbers)
-    words += f", which chance does not explain (p = {p:.2g}); {never:,} of {population:,} never counted."
+    words += f", which chance does not explain (p {below(p)}); {never:,} of {population:,} never counted."
     remedy = (
-        "The model is of those who take part. Give slow clients less to do (their partial work counts) or a later deadline; with more work "
-        "left over, fewer clients per round and more rounds."
+        "The model is of those who take part. Give slow clients less to do, so that their partial work counts, or wait longer for "
+        "them, which costs time."
     )
     return Verdict(check, "found", words, remedy, numbers)

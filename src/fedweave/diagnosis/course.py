@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from scipy import stats
 
-from fedweave.diagnosis.clients import LEVEL
+from fedweave.diagnosis.labels import Labels
 from fedweave.diagnosis.rounds import Observed, Vector
-from fedweave.diagnosis.run import Run, Verdict
-from fedweave.diagnosis.testing import between, mantel, thinned
-from fedweave.randomness import generator
-
-EXCESS = 0.1
-"""Label skew begins where the labels of clients are so much further from the whole, in total variation, than a random dealing."""
+from fedweave.diagnosis.run import LEVEL, Run, Verdict, below
+from fedweave.diagnosis.testing import between, mantel
 
 RELATED = -0.3
 """Correlation between clients' distance in labels and the cosine of their changes from which on labels are to blame."""
@@ -28,64 +24,65 @@ PAIRS = 5
 """Pairs of neighbouring observed rounds from which on a course is judged."""
 
 AGREED, KEPT = 0.3, 0.25
-"""A course overshoots if the clients of a round agree by the first or more, and neighbouring rounds by at most the second of that."""
+"""A course overshoots if the clients of a round agree by the first or more, and neighbouring rounds by at most the second of
+that."""
 
-STUCK = 1.02
-"""A loss that stays so many times the initial model's is worse than not to train."""
+STUCK, THROWN, SETTLED = 1.02, 1.5, 0.1
+"""A loss that stays so many times the initial model's is worse than not to train; clients whose loss in the first round is so
+many times as high have been thrown up; and a course whose neighbouring rounds have this cosine has settled."""
 
 
-def label_skew(run: Run) -> Verdict:
+def label_skew(run: Run, labels: Labels | None) -> Verdict:
     """Clients that hold different labels, and pull apart because of it."""
     check = "label skew"
-    if run.labels is None:
-        return Verdict(check, "unknown", "The labels of the clients are not at hand.")
-    rounds = thinned([one for one in run.observed if np.isfinite(one.cosines).any()])
-    who = np.unique(np.concatenate([one.client[one.paired] for one in rounds])) if rounds else np.zeros(0, int)
-    who = who[run.labels[who].sum(1) > 0]
-    if len(who) < 4:
-        return Verdict(check, "unknown", f"Needs 4 clients that were seen beside others; there are {len(who)}.")
-    held = run.labels[who].astype(float)
-    share = held / held.sum(1, keepdims=True)
-    apart = np.abs(share[:, None] - share[None]).sum(-1) / 2
-    far, random, p_labels = _beyond_chance(held)
-    numbers: dict[str, object] = {"distance": far, "random_distance": random, "labels_p": p_labels, "clients": len(who)}
-    words = f"The labels of a client are {far:.2f} from those of all (total variation); a random dealing would give {random:.2f}"
-    if p_labels > LEVEL / 10 or far - random <= EXCESS:
+    if labels is None:
+        why = (
+            "The labels of the clients are not at hand."
+            if run.labels is None
+            else "Fewer than 4 clients were seen beside others."
+        )
+        return Verdict(check, "unknown", why)
+    numbers: dict[str, object] = {
+        "distance": labels.distance,
+        "random_distance": labels.random,
+        "labels_p": labels.p,
+        "clients": len(labels.who),
+    }
+    words = f"The labels of a client are {labels.distance:.2f} from those of all (total variation); "
+    words += f"a random dealing would give {labels.random:.2f}"
+    if not labels.skewed:
         return Verdict(check, "clear", f"{words}.", numbers=numbers)
-    words += f" (p = {p_labels:.1g})."
-    place = {int(client): i for i, client in enumerate(who)}
-    squares, rows = [], []
-    for one in rounds:
-        known = [i for i, client in enumerate(one.client[one.paired]) if int(client) in place]
-        square = one.cosines[np.ix_(known, known)]
-        if np.isfinite(square).any():
-            squares.append(square)
-            rows.append(np.array([place[int(one.client[one.paired[i]])] for i in known]))
-    cosine = float(np.mean([np.nanmean(square) for square in squares]))
+    words += f" (p {below(labels.p)})."
+    cosines, apart = labels.pairs()
+    cosine = float(cosines.mean())
     numbers["pairwise"] = cosine
-    away = apart[np.triu_indices(len(who), 1)]
-    if np.ptp(away) < 0.02:
-        low, high = between(np.array([np.nanmean(square) for square in squares]))
+    if np.ptp(apart) < 0.02:
+        low, high = between(np.array([np.nanmean(square) for square in labels.squares]))
         numbers["pairwise_interval"] = (low, high)
         if high > DISJOINT:
-            return Verdict(check, "clear", f"{words} The changes of two clients still agree: mean cosine {cosine:.2f}.", numbers=numbers)
-        words += f" All clients are equally far from each other, and their changes have little in common: mean cosine {cosine:.2f}."
+            words += f" But the changes of two clients agree: mean cosine {cosine:.2f}."
+            return Verdict(check, "clear", words, numbers=numbers)
+        words += (
+            f" All clients are equally far from each other, and their changes have little in common: mean cosine {cosine:.2f}."
+        )
         return Verdict(check, "found", words, _against_skew(run), numbers)
-    r, p = mantel(squares, rows, apart)
+    r, p = mantel(labels.squares, labels.rows, labels.apart)
     numbers |= {"correlation": r, "p": p}
     if p > LEVEL or r > RELATED:
-        also = f"{words} But where clients pull does not follow their labels (correlation {r:.2f}, p = {p:.3f})."
-        return Verdict(check, "clear", also, numbers=numbers)
-    near, distant = _by_distance(squares, rows, apart)
-    numbers |= {"cosine_near": near, "cosine_distant": distant}
+        words += f" But where clients pull does not follow their labels (correlation {r:.2f}, p {below(p)})."
+        return Verdict(check, "clear", words, numbers=numbers)
+    near = apart < (apart.min() + apart.max()) / 2
+    alike, unlike = float(cosines[near].mean()), float(cosines[~near].mean())
+    numbers |= {"cosine_alike": alike, "cosine_unlike": unlike}
     words += (
-        f" Two clients with labels more alike have a mean cosine of {near:.2f} between their changes, those with labels less alike "
-        f"{distant:.2f} (correlation {r:.2f} with the distance of the labels, p = {p:.3f})."
+        f" The changes of two clients with labels more alike have a mean cosine of {alike:.2f}, of two with labels less alike "
     )
-    if (worst := _against(rounds, who, share)) is not None:
+    words += f"{unlike:.2f} (correlation with the distance {r:.2f}, p {below(p)})."
+    if (worst := _against(labels)) is not None:
         label, value, count = worst
         numbers["against"] = {"label": label, "cosine": value, "clients": count}
-        words += f" Most opposed: the changes of the {count} clients with most label {label} point against the others' (cosine {value:.2f})."
+        clients = f"the {count} clients that hold" if count > 1 else "the client that holds"
+        words += f" Changes of {clients} mostly label {label} point most against the others' (cosine {value:.2f})."
     return Verdict(check, "found", words, _against_skew(run), numbers)
 
 
@@ -101,42 +98,18 @@ def _against_skew(run: Run) -> str:
     return tries.get(run.name, f"Try {proximal}; {control}; or {steps}.")
 
 
-def _beyond_chance(held: Vector) -> tuple[float, float, float]:
-    """Mean total-variation distance of clients' labels from the whole; the same for labels dealt at random to clients of these sizes;
-    and the p-value of the chi-squared test of independence."""
-    whole = held.sum(0)
-    held, whole = held[:, whole > 0], whole[whole > 0]
-    share = whole / whole.sum()
-    sizes = held.sum(1)
-    expected = sizes[:, None] * share
-    statistic = float(((held - expected) ** 2 / expected).sum())
-    p = float(stats.chi2.sf(statistic, (held.shape[0] - 1) * max(held.shape[1] - 1, 1)))
-
-    def far(counts: Vector) -> float:
-        return float((np.abs(counts / sizes[:, None] - share).sum(1) / 2).mean())
-
-    draw = generator(0, "dealt labels")
-    random = float(np.mean([far(np.array([draw.multinomial(int(n), share) for n in sizes])) for _ in range(20)]))
-    return far(held), random, p
-
-
-def _by_distance(squares: Sequence[Vector], rows: Sequence[Vector], apart: Vector) -> tuple[float, float]:
-    """Mean cosine of the pairs nearer than half way between the least and the largest distance in labels, and of the others."""
-    cosines = np.concatenate([square[np.triu_indices(len(square), 1)] for square in squares])
-    distances = np.concatenate([apart[np.ix_(r, r)][np.triu_indices(len(r), 1)] for r in rows])
-    near = distances < (distances.min() + distances.max()) / 2
-    return float(np.nanmean(cosines[near])), float(np.nanmean(cosines[~near]))
-
-
-def _against(rounds: Sequence[Observed], who: Vector, share: Vector) -> tuple[int, float, int] | None:
-    """The label whose clients (it is the most frequent one of theirs) point most against the others', if the bootstrap interval of the
+def _against(labels: Labels) -> tuple[int, float, int] | None:
+    """The label whose clients (it is the most frequent one of theirs) point most against the others, if the bootstrap interval
+    of their
     cosine over rounds lies below 0: label, cosine, number of clients."""
-    main = dict(zip(who.tolist(), share.argmax(1).tolist(), strict=True))
+    main = dict(zip(labels.who.tolist(), labels.share.argmax(1).tolist(), strict=True))
     worst: tuple[int, float, int] | None = None
     for label in sorted(set(main.values())):
         by_round = []
-        for one in rounds:
-            mine = [c for k, c in zip(one.client.tolist(), one.cosine, strict=True) if main.get(k) == label and math.isfinite(c)]
+        for one in labels.rounds:
+            mine = [
+                c for k, c in zip(one.client.tolist(), one.cosine, strict=True) if main.get(k) == label and math.isfinite(c)
+            ]
             by_round += [float(np.mean(mine))] if mine else []
         value = float(np.mean(by_round)) if by_round else 0.0
         if len(by_round) >= PAIRS and between(np.array(by_round))[1] < 0 and (worst is None or value < worst[1]):
@@ -145,8 +118,8 @@ def _against(rounds: Sequence[Observed], who: Vector, share: Vector) -> tuple[in
 
 
 def learning_rate(run: Run, others: Sequence[Verdict]) -> Verdict:
-    """A step that is too long: the run diverged and no client is to blame, the loss stays above the initial one, or the clients of a
-    round agree where to go and those of the next send the model back."""
+    """A step that is too long: the run diverged and no client is to blame, the loss stays above the initial one, or the
+    clients of a round agree where to go and those of the next send the model back."""
     check = "too large a learning rate"
     blamed = any(verdict.state == "found" and verdict.check == "bad clients" for verdict in others)
     remedy = f"Try a third of the local learning rate ({_third(run.local.lr)}), then a ninth"
@@ -166,14 +139,16 @@ def learning_rate(run: Run, others: Sequence[Verdict]) -> Verdict:
         return Verdict(check, "unknown", words, numbers=numbers)
     expected, found = float(agreed.mean()), float(kept.mean())
     numbers |= {"agreement": expected, "successive": found}
-    course = f"the clients of a round agree by {expected:.2f}, and the changes of neighbouring rounds have a mean cosine of {found:.2f}"
+    course = f"the clients of a round agree by {expected:.2f}, and the changes of neighbouring rounds have a mean "
+    course += f"cosine of {found:.2f}"
     low, _ = between(agreed)
     _, high = between(kept - KEPT * agreed)
     overshoots = low > AGREED and high < 0
-    stuck = _stuck(run, numbers) if found < AGREED else ""
-    if overshoots or stuck:
-        words = f"The model overshoots: {course}." if overshoots else ""
-        return Verdict(check, "found", f"{words} {stuck}".strip(), remedy, numbers)
+    unsettled = between(kept)[1] < SETTLED
+    raised = [words for words in (_thrown(run, numbers), _stuck(run, numbers)) if words and unsettled]
+    if overshoots or raised:
+        words = "The model overshoots" if overshoots else "The model does not settle"
+        return Verdict(check, "found", " ".join([f"{words}: {course}.", *raised]), remedy, numbers)
     return Verdict(check, "clear", f"{course[0].upper()}{course[1:]}.", numbers=numbers)
 
 
@@ -186,13 +161,14 @@ def _third(lr: float) -> str:
 
 
 def _course(rounds: Sequence[Observed]) -> tuple[Vector, Vector]:
-    """For each two neighbouring rounds: what the cosine of their mean changes would be if both had gone where their clients agree,
+    """For each two neighbouring rounds: what the cosine of their mean changes would be if both had gone where their clients
+    agree,
 
         1 - 1 / signal, over 1 - sum p_k^2, at most 1: the share of |d|^2 that is not the clients' noise,
 
     and what it is."""
     agreed, kept = [], []
-    for one, two in zip(rounds, rounds[1:], strict=False):
+    for one, two in pairwise(rounds):
         if two.number != one.number + 1 or not (len(one.mean) and len(two.mean)):
             continue
         shares = [_common(one), _common(two)]
@@ -210,15 +186,30 @@ def _common(one: Observed) -> float:
     return min(max((1 - 1 / signal) / (1 - 1 / effective), 0.0), 1.0)
 
 
+def _initial(run: Run) -> float | None:
+    return None if run.start is None else run.start.metrics.get("loss", run.start.metrics.get("clients_loss"))
+
+
+def _thrown(run: Run, numbers: dict[str, object]) -> str:
+    """A sentence if the middle client's loss while it first trained is far above the loss of the model that it was sent."""
+    initial = _initial(run)
+    if initial is None or run.observed[0].number != 1:
+        return ""
+    first = float(np.median(run.observed[0].loss))
+    numbers |= {"initial_loss": initial, "first_loss": first}
+    if first <= THROWN * initial:
+        return ""
+    return f"In round 1 the loss of the middle client rose to {first:.3g} on average, from the initial model's {initial:.3g}."
+
+
 def _stuck(run: Run, numbers: dict[str, object]) -> str:
     """A sentence if the training loss of the second half stays above the initial model's loss."""
-    initial = None if run.start is None else run.start.metrics.get("loss", run.start.metrics.get("clients_loss"))
+    initial = _initial(run)
     losses = [r.metrics["train_loss"] for r in run.history if "train_loss" in r.metrics]
     late = np.array(losses[len(losses) // 2 :])
     if initial is None or len(late) < PAIRS:
         return ""
     numbers |= {"initial_loss": initial, "late_loss": float(np.median(late))}
-    low, _ = between(late)
-    if low <= STUCK * initial:
+    if between(late)[0] <= STUCK * initial:
         return ""
-    return f"The training loss of the second half is {np.median(late):.3g}, above the initial model's {initial:.3g}: training makes it worse."
+    return f"The training loss of the second half, {np.median(late):.3g}, is above the initial model's {initial:.3g}."

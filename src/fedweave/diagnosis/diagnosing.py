@@ -9,17 +9,19 @@ import numpy as np
 
 from fedweave.diagnosis.clients import bad_clients, participation, quantity_skew, unequal_steps
 from fedweave.diagnosis.course import label_skew, learning_rate
+from fedweave.diagnosis.labels import labels_of
 from fedweave.diagnosis.run import Diagnosis, Run
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """All checks, in the order in which causes hide each other: a bad client spoils what the other checks look at, a step that is too
-    long what clients have in common."""
-    bad = bad_clients(run)
+    """All checks, in the order in which causes hide each other: a bad client spoils what the other checks look at, a step that
+    is too long what clients have in common."""
+    labels = labels_of(run)
+    bad = bad_clients(run, labels)
     verdicts = (
         bad,
         learning_rate(run, [bad]),
-        label_skew(run),
+        label_skew(run, labels),
         quantity_skew(run),
         unequal_steps(run),
         participation(run),

@@ -16,8 +16,9 @@ from fedweave.contract import Local, Work
 from fedweave.diagnosis.sketch import sketched
 from fedweave.values import Array, Update
 
-FEW, SPARSE = 5, 10
-"""A usual client that takes fewer than ``FEW`` local steps is looked at in the first two of every ``SPARSE`` rounds only."""
+FEW, FIRST, SPARSE = 5, 20, 10
+"""Where a usual client takes fewer than ``FEW`` local steps, the rounds up to ``FIRST`` are looked at and then two of every
+``SPARSE``."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Seen:
         loss: mean loss over its local steps.
         norm: Euclidean norm of the change that it sent.
         sketch: of that change [251]; None if what it sent is no change of one vector.
-        gradient_norm, gradient_sketch: of the gradient over all of its data at the weights it was sent, where the algorithm measures it.
+        gradient_norm, gradient_sketch: of the gradient over all of its data at the weights it was sent, where the algorithm
+            measures it.
         staleness: server steps between the weights that it started from and those that its update entered.
     """
 
@@ -92,13 +94,13 @@ def observe_stack(
 
 
 def watched(round: int, local: Local, examples: int) -> bool:
-    """Whether a round is observed, by a rule: looking at an update costs about as much as one local step of a small model, so where
-    clients take few steps two neighbouring rounds of every ``SPARSE`` are looked at.
+    """Whether a round is observed, by a rule: to look at an update costs about as much as one local step of a small model, so
+    where clients take few steps only some rounds are looked at, two neighbouring ones at a time.
 
     Args:
         examples: of a usual client.
     """
-    return local.steps_for(max(examples, 1)) >= FEW or (round - 1) % SPARSE < 2
+    return round <= FIRST or (round - 1) % SPARSE < 2 or local.steps_for(max(examples, 1)) >= FEW
 
 
 def _change(update: Update, work: Work) -> Array:
@@ -111,16 +113,14 @@ def _change(update: Update, work: Work) -> Array:
     return found if is_array_api_obj(found) else None
 
 
-def _measured(
-    vectors: Array, seed: int, many: int = 1
-) -> tuple[list[float], Sequence[npt.NDArray[np.float32]] | Sequence[None]]:
+def _measured(vectors: Array, seed: int, many: int = 1) -> tuple[list[float], Sequence[npt.NDArray[np.float32] | None]]:
     """Norm and sketch of each of K rows."""
     if vectors is None:
         return [math.nan] * many, [None] * many
     xp = array_namespace(vectors)
     rows = xp.reshape(vectors, (many, -1))
     norms = xp.linalg.vector_norm(rows, axis=-1)
-    return [float(norm) for norm in _host(norms)], _host(sketched(rows, seed)).astype(np.float32, copy=False)
+    return [float(norm) for norm in _host(norms)], list(_host(sketched(rows, seed)).astype(np.float32, copy=False))
 
 
 def _column(value: Any, many: int) -> list[Any]:

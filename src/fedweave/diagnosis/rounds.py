@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One observed round: what is kept of it in columns, and the figures that follow from what was seen.
 
-    d_k, n_k        change that client k sent; |d_k|
-    p_k             its weight over the sum of the weights
-    d               sum of p_k d_k
-    tau_k           its local steps
-    <.,.>           estimated from the sketches; cosines are those of the sketches
+d_k, n_k        change that client k sent; |d_k|
+p_k             its weight over the sum of the weights
+d               sum of p_k d_k
+tau_k           its local steps
+<.,.>           estimated from the sketches; cosines are those of the sketches
 """
 
 from __future__ import annotations
@@ -118,16 +118,17 @@ def figures_of(seen: Sequence[Seen]) -> dict[str, float]:
 
     - ``norm_mean``, ``norm_std``: of n_k; how far clients drift, plain mean and sample standard deviation.
     - ``update_norm``: |d|.
-    - ``signal``: |d|^2 / sum p_k^2 n_k^2; 1 is the noise floor, where clients have nothing in common; 1 / sum p_k^2 if all agree.
+    - ``signal``: |d|^2 / sum p_k^2 n_k^2; 1 is the noise floor, where clients have nothing in common; 1 / sum p_k^2 if all
+      agree.
     - ``cosine_mean``, ``cosine_min``: of the clients to the mean of the others.
     - ``pairwise``: mean cosine of two clients.
     - ``diversity``: sum n_k^2 / |sum d_k|^2 (Yin et al., AISTATS 2018); 1 / K if all are alike, 1 if they are orthogonal.
-    - ``dissimilarity``: B of Li et al., MLSys 2020, definition 3: sqrt(sum p_k n_k^2) / |d|; of the gradients at the weights sent if the
-      algorithm measures them (``exact`` is 1), else of the changes in their place (0).
+    - ``dissimilarity``: B of Li et al., MLSys 2020, definition 3: sqrt(sum p_k n_k^2) / |d|; of the gradients at the weights
+      sent if the algorithm measures them (``exact`` is 1), else of the changes in their place (0).
     - ``loss_mean``, ``loss_std``; ``steps_mean``, ``steps_cv``: over the clients; cv is standard deviation over mean.
     - ``effective``: 1 / sum p_k^2, the number of clients of equal weight that would count as much.
-    - ``inconsistency``: chi^2(p || q) = sum (p_k - q_k)^2 / q_k with q_k in proportion to p_k tau_k: how far the objective that unequal steps
-      descend is from the one asked for (Wang et al., NeurIPS 2020, theorem 1 and section 4).
+    - ``inconsistency``: chi^2(p || q) = sum (p_k - q_k)^2 / q_k with q_k in proportion to p_k tau_k: how far the objective
+      that unequal steps descend is from the one asked for (Wang et al., NeurIPS 2020, theorem 1 and section 4).
     - ``staleness_mean``, ``staleness_max``.
     """
     share = _shares(np.array([one.weight for one in seen]))
@@ -159,8 +160,8 @@ def figures_of(seen: Sequence[Seen]) -> dict[str, float]:
 
 
 def inconsistency(share: Vector, steps: Vector) -> float:
-    """chi^2(p || q) between the shares asked for and those in proportion to share times steps; infinite if a client that counts took no
-    step."""
+    """chi^2(p || q) between the shares asked for and those in proportion to share times steps; infinite if a client that
+    counts took no step."""
     moved = share * steps
     if not moved.sum() > 0:
         return math.nan

@@ -13,6 +13,9 @@ from fedweave.contract import Local
 from fedweave.diagnosis.rounds import Observed, Vector
 from fedweave.history import Round
 
+LEVEL = 0.01
+"""The p-value at or below which something is believed."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -65,6 +68,11 @@ class Verdict:
     words: str
     remedy: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def below(p: float) -> str:
+    """A p-value as it stands in a sentence: ``"= 0.012"``, ``"< 0.001"``."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 @dataclass(frozen=True)

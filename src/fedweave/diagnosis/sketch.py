@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vector in 251 numbers from which norms, inner products and cosines can be estimated.
 
-The count sketch of Charikar, Chen, Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002, with one row: number b of
-the sketch is the sum over i = b (mod 251) of s_i v_i, with random signs s_i that are the same for all vectors. Sketches are linear, and
-<sketch(u), sketch(v)> has the mean <u, v> over the signs and a standard deviation of about |u| |v| / sqrt(251), whatever the length of
-the vectors. Those that are no longer than a sketch are kept exactly.
+The count sketch of Charikar, Chen, Farach-Colton, "Finding Frequent Items in Data Streams", ICALP 2002, with one row: number b
+of the sketch is the sum over i = b (mod 251) of s_i v_i, with random signs s_i that are the same for all vectors. Sketches are
+linear, and <sketch(u), sketch(v)> has the mean <u, v> over the signs and a standard deviation of about |u| |v| / sqrt(251),
+whatever the length of the vectors. Those that are no longer than a sketch are kept exactly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fedweave.randomness import generator
 from fedweave.values import Array
 
 WIDTH = 251
-"""Numbers in a sketch. A prime, so that the columns of a layer, whose widths are round numbers, do not fall into one bucket each."""
+"""Numbers in a sketch. A prime, so that the columns of a layer, whose widths are round numbers, do not fall into one bucket
+each."""
 
 ROWS = 512
 """Multiples of ``WIDTH`` taken at a time: the products stay in the core's own cache."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests behind the sentences. Every p-value is of a permutation or a bootstrap with a fixed seed: one run, one diagnosis."""
+"""The tests behind the sentences. Every p-value is of a permutation or a bootstrap with a fixed seed: one run, one
+diagnosis."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def per_client(clients: Sequence[Vector], values: Sequence[Vector]) -> tuple[Vec
     return who, np.bincount(place, apart, minlength=len(who)) / times, times
 
 
-def outlying(clients: Sequence[Vector], values: Sequence[Vector], floor: float, least: int) -> tuple[Vector, Vector, Vector, Vector]:
+def outlying(
+    clients: Sequence[Vector], values: Sequence[Vector], floor: float, least: int
+) -> tuple[Vector, Vector, Vector, Vector]:
     """How far each client lies from the others, over its rounds.
 
     Args:
@@ -46,7 +49,8 @@ def outlying(clients: Sequence[Vector], values: Sequence[Vector], floor: float, 
 
     Returns:
         who is judged; each one's mean distance from the round's median; the same in robust standard deviations between clients
-        (1.4826 times the median absolute deviation); and its p-value, of a permutation of the clients within every round, for the
+        (1.4826 times the median absolute deviation); and its p-value, of a permutation of the clients within every round, for
+        the
         largest distance among all: the probability that anybody would lie so far if clients were alike.
     """
     who, apart, times = per_client(clients, values)
@@ -72,8 +76,8 @@ def outlying(clients: Sequence[Vector], values: Sequence[Vector], floor: float, 
 
 
 def mantel(pairs: Sequence[Vector], who: Sequence[Vector], distance: Vector) -> tuple[float, float]:
-    """Whether clients that are far apart by one measure have low values of another together (Mantel, Cancer Research 1967), pooled over
-    rounds.
+    """Whether clients that are far apart by one measure have low values of another together (Mantel, Cancer Research 1967),
+    pooled over rounds.
 
     Args:
         pairs: per round the values [L, L] of every two clients, such as cosines; NaN where there is none.
@@ -120,8 +124,8 @@ def related(first: Sequence[Vector], second: Sequence[Vector]) -> tuple[float, f
 
 
 def lasting(clients: Sequence[Vector], values: Sequence[Vector]) -> tuple[float, float]:
-    """The share of the variance of a value within rounds that is between clients, and its p-value of permutations within rounds: do
-    the same clients have the same value again?"""
+    """The share of the variance of a value within rounds that is between clients, and its p-value of permutations within
+    rounds: do the same clients have the same value again?"""
     who, place = np.unique(np.concatenate(clients), return_inverse=True)
     centred = [v - v.mean() for v in values]
     flat = np.concatenate(centred)

@@ -36,8 +36,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Block:
-    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order; ``seen`` are those that were counted, if
-    the job observes."""
+    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order;
+    ``seen`` are those that were counted, if the job observes."""
 
     first: int
     last: int
