@@ -12,9 +12,9 @@ import typer
 
 from fedweave.app.cli import app
 
-SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --diagnostics --effort --engine --epochs
---evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --no-diagnostics --optimizer --partition --patience --rounds
---seed --set --shuffle --steps --target --threads --weight-decay""".split()
+SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --diagnostics --effort --engine
+--epochs --evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --no-diagnostics --optimizer --partition
+--patience --rounds --seed --set --shuffle --steps --target --threads --weight-decay""".split()
 SPLIT = ["--clients", "--data", "--partition", "--seed", "--set"]
 SURFACE = {
     "run": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],

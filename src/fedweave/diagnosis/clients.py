@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtrc
 
 from fedweave.diagnosis.labels import Labels
 from fedweave.diagnosis.rounds import Observed, Vector, inconsistency
@@ -67,7 +67,7 @@ def bad_clients(run: Run, labels: Labels | None) -> Verdict:
         return Verdict(check, "clear", words[0], numbers=numbers)
     remedy = f"Look at the data and labels of {_named(bad)}. To train on without trusting anybody: a robust reduction, such as "
     remedy += (
-        f"reduce=trimmed_mean(f={len(bad)}) or reduce=multi_krum(f={len(bad)}), which costs no bytes, and some accuracy where "
+        f"reduce=trimmed_mean(f={len(bad)}) or reduce=multi_krum(f={len(bad)}). It costs no bytes, but some accuracy where "
     )
     remedy += "clients differ."
     return Verdict(check, "found", " ".join(words), remedy, numbers)
@@ -217,8 +217,8 @@ def unequal_steps(run: Run) -> Verdict:
     else:
         words += f" It is not the same clients every time (p {below(again)}): this is noise rather than bias."
     remedy = (
-        "Try fednova, which divides each change by its client's own steps and costs no bytes; or fedprox(mu=0.01) to (mu=1), which "
-        "bounds how far the longest go. local.steps asks all for the same."
+        "Try fednova, which divides each change by its client's own steps and costs no bytes; or fedprox(mu=0.01) to (mu=1), "
+        "which bounds how far the longest go. local.steps asks all for the same."
     )
     return Verdict(check, "found", words, remedy, numbers)
 
@@ -245,7 +245,7 @@ def participation(run: Run) -> Verdict:
     turns = np.zeros(population)
     turns[list(counts)] = list(counts.values())
     expected = total / population
-    p = float(stats.chi2.sf(((turns - expected) ** 2 / expected).sum(), population - 1))
+    p = float(chdtrc(population - 1, ((turns - expected) ** 2 / expected).sum()))
     jain = float(turns.sum() ** 2 / (population * (turns**2).sum()))
     never = int((turns == 0).sum())
     numbers = {"jain": jain, "p": p, "never": never, "fewest": float(turns.min()), "most": float(turns.max())}
@@ -254,7 +254,7 @@ def participation(run: Run) -> Verdict:
         return Verdict(check, "clear", f"{words}, which chance explains or which is even.", numbers=numbers)
     words += f", which chance does not explain (p {below(p)}); {never:,} of {population:,} never counted."
     remedy = (
-        "The model is of those who take part. Give slow clients less to do, so that their partial work counts, or wait longer for "
-        "them, which costs time."
+        "The model is of those who take part. Give slow clients less to do, so that their partial work counts, or wait longer "
+        "for them, which costs time."
     )
     return Verdict(check, "found", words, remedy, numbers)

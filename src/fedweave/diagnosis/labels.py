@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtrc
 
 from fedweave.diagnosis.rounds import Observed, Vector
 from fedweave.diagnosis.run import LEVEL, Run
@@ -84,7 +84,7 @@ def labels_of(run: Run) -> Labels | None:
     squares, rows, kept = [], [], []
     for one in rounds:
         cosines = one.cosines
-        sent = np.isfinite(cosines).any(1)
+        sent = [bool(np.isfinite(row).any()) for row in cosines]
         known = [i for i, client in enumerate(one.client[one.paired].tolist()) if sent[i] and client in place]
         if len(known) > 1:
             squares.append(cosines[np.ix_(known, known)])
@@ -104,7 +104,7 @@ def _beyond_chance(held: Vector) -> tuple[float, float, float]:
     share, sizes = whole / whole.sum(), held.sum(1)
     expected = sizes[:, None] * share
     statistic = float(((held - expected) ** 2 / expected).sum())
-    p = float(stats.chi2.sf(statistic, (held.shape[0] - 1) * max(held.shape[1] - 1, 1)))
+    p = float(chdtrc((held.shape[0] - 1) * max(held.shape[1] - 1, 1), statistic))
 
     def far(counts: Vector) -> float:
         return float((np.abs(counts / sizes[:, None] - share).sum(1) / 2).mean())

@@ -101,11 +101,12 @@ def observed(number: int, seen: Iterable[Seen], seed: int) -> Observed:
     sketches = _stacked([one.sketch for one in ordered])
     share = _shares(columns["weight"])
     mean = share @ sketches if sketches is not None else np.zeros(0)
+    cosine = _to_the_others(sketches, share) if sketches is not None else np.full(len(ordered), np.nan)
     paired, pairs = _pairs(number, sketches, seed)
     return Observed(
         number,
         **columns,
-        cosine=_to_the_others(sketches, share) if sketches is not None else np.full(len(ordered), np.nan),
+        cosine=cosine.astype(np.float32),
         paired=paired,
         pairs=pairs,
         mean=mean.astype(np.float32),

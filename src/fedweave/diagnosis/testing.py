@@ -60,18 +60,11 @@ def outlying(
         return nobody, nobody, nobody, nobody
     centre = np.median(apart[judged])
     spread = max(1.4826 * float(np.median(np.abs(apart[judged] - centre))), floor)
-    place = np.searchsorted(who, np.concatenate(clients))
-    centred = [v - np.median(v) for v in values]
-    draw = generator(0, "outlying clients")
-    largest = np.zeros(DRAWS)
-    # The time is that of all values, drawn again and again: of a large run fewer draws are made.
-    draws = int(min(DRAWS, max(199, 20_000_000 // max(len(place), 1))))
-    for i in range(draws):
-        mixed = np.concatenate([draw.permutation(v) for v in centred])
-        drawn = np.bincount(place, mixed, minlength=len(who)) / times
-        largest[i] = np.abs(drawn[judged] - centre).max()
+    draws = _draws(sum(len(v) for v in values))
+    drawn = _mixed_sums(who, clients, [v - np.median(v) for v in values], draws, "outlying clients") / times
+    largest = np.abs(drawn[:, judged] - np.median(drawn[:, judged], axis=1, keepdims=True)).max(1)
     far = np.abs(apart[judged] - centre)
-    p = (1 + (largest[:draws, None] >= far).sum(0)) / (draws + 1)
+    p = (1 + (largest[:, None] >= far).sum(0)) / (draws + 1)
     return who[judged], apart[judged], (apart[judged] - centre) / spread, p
 
 
@@ -87,25 +80,26 @@ def mantel(pairs: Sequence[Vector], who: Sequence[Vector], distance: Vector) -> 
     Returns:
         the pooled correlation within rounds, and its p-value for being so negative, of permutations of the clients.
     """
-    masks = [np.triu(np.isfinite(square), 1) for square in pairs]
-    values = [square[mask] - square[mask].mean() for square, mask in zip(pairs, masks, strict=True)]
+    corners = [np.nonzero(np.triu(np.isfinite(square), 1)) for square in pairs]
+    values = [square[ends] - square[ends].mean() for square, ends in zip(pairs, corners, strict=True)]
     squares = sum(float(v @ v) for v in values)
 
-    def correlation(order: Vector) -> float:
-        product = spread = 0.0
-        for v, mask, rows in zip(values, masks, who, strict=True):
-            placed = order[rows]
-            d = distance[np.ix_(placed, placed)][mask]
-            d = d - d.mean()
-            product, spread = product + float(v @ d), spread + float(d @ d)
-        return product / float(np.sqrt(squares * spread)) if squares > 0 and spread > 1e-12 else 0.0
+    def correlations(orders: Vector) -> Vector:
+        """Of the clients in each of some orders [D, N]."""
+        product, spread = np.zeros(len(orders)), np.zeros(len(orders))
+        for v, (i, j), rows in zip(values, corners, who, strict=True):
+            d = distance[orders[:, rows[i]], orders[:, rows[j]]]
+            d = d - d.mean(1, keepdims=True)
+            product, spread = product + d @ v, spread + (d * d).sum(1)
+        scale = np.sqrt(squares * spread)
+        found: Vector = np.divide(product, scale, out=np.zeros(len(orders)), where=scale > 1e-9)
+        return found
 
     count = len(distance)
-    found = correlation(np.arange(count))
-    draw = generator(0, "mantel")
-    draws = int(min(DRAWS, max(199, 50_000_000 // max(sum(len(v) for v in values), 1))))
-    lower = sum(correlation(draw.permutation(count)) <= found for _ in range(draws))
-    return found, (1 + lower) / (draws + 1)
+    found = float(correlations(np.arange(count)[None])[0])
+    draws = _draws(sum(len(v) for v in values))
+    orders = generator(0, "mantel").permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
+    return found, float(1 + (correlations(orders) <= found + 1e-12).sum()) / (draws + 1)
 
 
 def related(first: Sequence[Vector], second: Sequence[Vector]) -> tuple[float, float]:
@@ -116,11 +110,10 @@ def related(first: Sequence[Vector], second: Sequence[Vector]) -> tuple[float, f
     scale = np.sqrt(float(a @ a) * float(b @ b))
     if not scale > 0:
         return 0.0, 1.0
-    draw = generator(0, "related")
     found = float(a @ b)
-    draws = int(min(DRAWS, max(199, 20_000_000 // len(a))))
-    higher = sum(float(np.concatenate([draw.permutation(x) for x, _ in pairs]) @ b) >= found for _ in range(draws))
-    return found / scale, (1 + higher) / (draws + 1)
+    draw, draws = generator(0, "related"), _draws(len(a))
+    drawn = sum(draw.permuted(np.tile(x, (draws, 1)), axis=1) @ y for x, y in pairs)
+    return found / scale, float(1 + (drawn >= found - 1e-9 * scale).sum()) / (draws + 1)
 
 
 def lasting(clients: Sequence[Vector], values: Sequence[Vector]) -> tuple[float, float]:
@@ -134,14 +127,23 @@ def lasting(clients: Sequence[Vector], values: Sequence[Vector]) -> tuple[float,
     if not total > 0 or times.max() < 2:
         return 0.0, 1.0
 
-    def between(values: Vector) -> float:
-        return float((np.bincount(place, values, minlength=len(who)) ** 2 / times).sum()) / total
+    found = float((np.bincount(place, flat, minlength=len(who)) ** 2 / times).sum()) / total
+    draws = _draws(len(flat))
+    drawn = (_mixed_sums(who, clients, centred, draws, "lasting") ** 2 / times).sum(1) / total
+    return found, float(1 + (drawn >= found - 1e-12).sum()) / (draws + 1)
 
-    found = between(flat)
-    draw = generator(0, "lasting")
-    draws = int(min(DRAWS, max(199, 20_000_000 // len(flat))))
-    higher = sum(between(np.concatenate([draw.permutation(v) for v in centred])) >= found for _ in range(draws))
-    return found, (1 + higher) / (draws + 1)
+
+def _draws(values: int) -> int:
+    """Permutations of so many values that are drawn: fewer of a large run."""
+    return min(DRAWS, max(199, 20_000_000 // max(values, 1)))
+
+
+def _mixed_sums(who: Vector, clients: Sequence[Vector], values: Sequence[Vector], draws: int, purpose: str) -> Vector:
+    """[draws, clients]: each one's sum over its rounds if the values of every round are dealt out anew."""
+    draw, total = generator(0, purpose), np.zeros((draws, len(who)))
+    for client, value in zip(clients, values, strict=True):
+        total[:, np.searchsorted(who, client)] += draw.permuted(np.tile(value, (draws, 1)), axis=1)
+    return total
 
 
 def between(values: Vector, level: float = 0.98) -> tuple[float, float]:
