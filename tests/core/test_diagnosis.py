@@ -29,7 +29,7 @@ PLANTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a client that sends noise": ("bad clients", {"attack": "gaussian(sigma=0.2)", "byzantine": 1}),
     "too large a learning rate": ("too large a learning rate", {"lr": 1.0}),
     "far too large a learning rate": ("too large a learning rate", {"lr": 10.0}),
-    "unequal steps": ("unequal steps", {"effort": "uniform(low=1, high=20)"}),
+    "unequal steps": ("unequal steps", {"effort": "uniform(low=1, high=20)", "rounds": 10}),
 }
 """What is planted, and the one finding that is right."""
 
@@ -109,7 +109,8 @@ def test_nothing_is_wrong_where_nothing_is(tmp_path: Path, model: str, seed: int
 
 def test_two_causes_are_both_named(tmp_path: Path) -> None:
     found, _ = judged(
-        tmp_path / "run", "logistic", 0, how=fw.Shards(per_client=2), effort="uniform(low=1, high=20)", attack="bit-flip",
+        tmp_path / "run", "logistic", 0, how=fw.Shards(per_client=2), effort="uniform(low=1, high=8)", rounds=8,
+        attack="bit-flip",
         byzantine=1,
     )  # fmt: skip
     assert {"label skew", "unequal steps"} <= set(named(found))
@@ -145,7 +146,7 @@ def test_clients_that_take_part_more_often_than_chance_gives(tmp_path: Path) -> 
 def test_the_same_slow_clients_are_told_from_chance(tmp_path: Path) -> None:
     import dataclasses
 
-    _, result = judged(tmp_path / "run", "logistic", 0, effort="uniform(low=1, high=20)", rounds=12)
+    _, result = judged(tmp_path / "run", "logistic", 0, effort="uniform(low=1, high=8)", rounds=8)
     run = run_of(result, result.split)
     by_chance = {v.check: v for v in diagnose(run).verdicts}["unequal steps"]
     assert by_chance.numbers["lasting_p"] > 0.01

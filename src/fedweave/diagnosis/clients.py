@@ -165,7 +165,7 @@ def quantity_skew(run: Run) -> Verdict:
     if p <= LEVEL:
         words += f" Who holds more also moves further (rank correlation {rho:.2f}, p {below(p)})."
     remedy = (
-        "Decide whom the model is for. weighting=uniform lets every client count alike; qfedavg(q=0.1) favours those that it "
+        "Decide whom the model is for. weighting='uniform' lets every client count alike; qfedavg(q=0.1) favours those that it "
         "serves badly; local.steps in place of epochs gives all the same steps, or fednova removes their effect. None of them "
         "costs bytes; all learn more slowly from the largest clients."
     )
