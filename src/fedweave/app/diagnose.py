@@ -101,7 +101,7 @@ def words_of(found: Diagnosis, width: int = 110) -> str:
 
 
 def _wrapped(words: str, width: int, first: str = "   ") -> str:
-    return textwrap.fill(words, width, initial_indent=first, subsequent_indent=" " * len(first))
+    return textwrap.fill(words, width, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
 
 
 def figures_of(found: Diagnosis) -> list[tuple[str, str]]:
