@@ -192,8 +192,9 @@ def unequal_steps(run: Run) -> Verdict:
     numbers: dict[str, object] = {"part_cv": uneven, "part_lowest": lowest, "part_highest": highest, "inconsistency": chi}
     if uneven <= UNEVEN:
         words = (
-            f"Clients do {lowest:.2g} to {highest:.2g} times the steps asked for; they differ by {uneven:.0%} within a round."
+            f"Clients do {lowest:.2g} to {highest:.2g} times the steps asked for, and differ by {uneven:.0%} within a round."
         )
+        words = "Every client does all the steps that it is asked for." if lowest == highest == 1.0 else words
         return Verdict(check, "clear", words, numbers=numbers)
     rho, p = related([one.steps for one in rounds], [one.norm for one in rounds])
     numbers |= {"steps_norm_correlation": rho, "steps_norm_p": p}
@@ -251,7 +252,8 @@ def participation(run: Run) -> Verdict:
     numbers = {"jain": jain, "p": p, "never": never, "fewest": float(turns.min()), "most": float(turns.max())}
     words = f"The updates of a client counted {turns.min():.0f} to {turns.max():.0f} times (Jain's index {jain:.2f}, 1 is even)"
     if p > LEVEL / 10 or jain > 0.9:
-        return Verdict(check, "clear", f"{words}, which chance explains or which is even.", numbers=numbers)
+        words += ", which is even enough." if jain > 0.9 else f", which chance explains (p {below(p)})."
+        return Verdict(check, "clear", words, numbers=numbers)
     words += f", which chance does not explain (p {below(p)}); {never:,} of {population:,} never counted."
     remedy = (
         "The model is of those who take part. Give slow clients less to do, so that their partial work counts, or wait longer "

@@ -139,8 +139,10 @@ def learning_rate(run: Run, others: Sequence[Verdict]) -> Verdict:
         return Verdict(check, "unknown", words, numbers=numbers)
     expected, found = float(agreed.mean()), float(kept.mean())
     numbers |= {"agreement": expected, "successive": found}
-    course = f"the clients of a round agree by {expected:.2f}, and the changes of neighbouring rounds have a mean "
-    course += f"cosine of {found:.2f}"
+    course = (
+        f"the clients of a round have {expected:.0%} of their mean change in common, and the changes of neighbouring rounds "
+    )
+    course += f"a mean cosine of {found:.2f}"
     low, _ = between(agreed)
     _, high = between(kept - KEPT * agreed)
     overshoots = low > AGREED and high < 0
