@@ -3,7 +3,8 @@
 
     python benchmarks/diagnostics.py
 
-The pairs are run in turn; the best of three is taken of each. Times are of this process alone, so that other load does not count.
+The pairs are run in turn; the best of three is taken of each. It is processor time of this process, which other load disturbs less
+than a clock, but still does.
 """
 
 from __future__ import annotations
