@@ -193,15 +193,15 @@ def _initial(run: Run) -> float | None:
 
 
 def _thrown(run: Run, numbers: dict[str, object]) -> str:
-    """A sentence if the middle client's loss while it first trained is far above the loss of the model that it was sent."""
+    """A sentence if the middle client's loss while it trained was once far above the initial model's."""
     initial = _initial(run)
-    if initial is None or run.observed[0].number != 1:
+    if initial is None:
         return ""
-    first = float(np.median(run.observed[0].loss))
-    numbers |= {"initial_loss": initial, "first_loss": first}
-    if first <= THROWN * initial:
+    worst, number = max((float(np.median(one.loss)), one.number) for one in run.observed)
+    numbers |= {"initial_loss": initial, "worst_loss": worst, "worst_round": number}
+    if worst <= THROWN * initial:
         return ""
-    return f"In round 1 the loss of the middle client rose to {first:.3g} on average, from the initial model's {initial:.3g}."
+    return f"In round {number} the loss of the middle client rose to {worst:.3g}, where the initial model's was {initial:.3g}."
 
 
 def _stuck(run: Run, numbers: dict[str, object]) -> str:
