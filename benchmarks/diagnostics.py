@@ -3,8 +3,8 @@
 
     python benchmarks/diagnostics.py
 
-The pairs are run in turn; the best of three is taken of each. It is processor time of this process, which other load disturbs less
-than a clock, but still does.
+The pairs are run in turn; the best of three is taken of each. Processor time of this process is disturbed by other load less
+than a clock, but still is.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ AGREED, KEPT = 0.3, 0.25
 that."""
 
 STUCK, THROWN, SETTLED = 1.02, 1.5, 0.1
-"""A loss that stays so many times the initial model's is worse than not to train; clients whose loss in the first round is so
-many times as high have been thrown up; and a course whose neighbouring rounds have this cosine has settled."""
+"""A loss that stays so many times the initial model's is worse than not to train; clients whose loss in some round is so many
+times as high have been thrown up; and a course whose neighbouring rounds have this cosine has settled."""
 
 
 def label_skew(run: Run, labels: Labels | None) -> Verdict:
