@@ -71,6 +71,7 @@ def simulate(
     effort: Effort | str = "full",
     attack: Attack | str | None = None,
     byzantine: float = 0,
+    diagnostics: bool = True,
     engine: str = "auto",
     workers: int | None = None,
     threads: int | None = None,
@@ -110,6 +111,7 @@ def simulate(
         effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
+        diagnostics: note of each update, in ``out``, what ``fedweave diagnose`` reads; changes no result.
         engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"ray"`` for a Ray cluster; or
             ``"auto"`` to have it chosen by rules.
         workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
@@ -159,6 +161,7 @@ def simulate(
             "effort": populations.spell(terms.effort),
             "attack": None if terms.attack is None else attacks.spell(terms.attack),
             "byzantine": byzantine,
+            "diagnostics": diagnostics,
             "engine": engine,
             "workers": 1 if profile and workers is None else workers,
             "threads": threads,

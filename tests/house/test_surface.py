@@ -48,6 +48,7 @@ SIMULATE: dict[str, Any] = {
     "effort": "full",
     "attack": None,
     "byzantine": 0,
+    "diagnostics": True,
     "engine": "auto",
     "threads": None,
     "checkpoint_every": 10.0,

@@ -236,6 +236,73 @@ def report(
 
 
 @app.command()
+def diagnose(folder: Folder, json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """Why a run does not converge, or that nothing is wrong: in words, with the numbers behind them and what to try next."""
+    from fedweave.app import diagnose as diagnosing
+    from fedweave.app import live
+    from fedweave.app.report import split_for
+    from fedweave.simulation import load_result
+
+    result = load_result(existing(folder))
+    found = diagnosing.diagnosis_of(result, split_for(result))
+    if json:
+        live.emit(diagnosing.plain(found))
+    else:
+        typer.echo(diagnosing.words_of(found))
+
+
+@app.command()
+@with_flags(FLAGS)
+def recommend(
+    candidates: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ALGORITHM ...]", help="What to choose from; a grid of the family unless given.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A configuration file that the flags go over.")] = None,
+    budget: Annotated[int, typer.Option(help="Rounds to spend, over all that is tried.")] = 300,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What decides: clients_accuracy or clients_loss, on held-out examples.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the runs go; repeating the command there goes on.")] = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Try algorithms and their key parameter on your own split, the better ones for longer; print the command of the best."""
+    from fedweave.app import live, settings
+    from fedweave.app import recommend as recommending
+
+    base = settings.configure(config, flags, sets or ())
+    folder = out if out is not None else settings.next_folder("recommend")
+    try:
+        found = recommending.recommend(
+            base,
+            candidates or (),
+            budget=budget,
+            metric=metric,
+            out=folder,
+            watch=lambda title: live.view(quiet=quiet or json, title=title),
+        )
+    except KeyboardInterrupt:
+        fail(f"Stopped at once. Repeat the command with --out {folder} to go on.", 130)
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if found is None:
+        fail(f"Interrupted. Repeat the command with --out {folder} to go on.", 130)
+    if json:
+        for line in recommending.plain(found):
+            live.emit(line)
+    else:
+        typer.echo("\n" + recommending.words_of(found))
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option(help="Where the runs and the page go; runs/demo unless given.")] = None,
     quiet: Quiet = False,

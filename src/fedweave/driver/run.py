@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections import deque
@@ -42,7 +41,8 @@ from fedweave.data import Split
 from fedweave.driver import checks
 from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
-from fedweave.driver.telling import as_arrays, torch_threads
+from fedweave.driver.seeing import Seeing
+from fedweave.driver.telling import as_arrays, circumstances, torch_threads
 from fedweave.driver.terms import Terms
 from fedweave.driver.tuning import tuned
 from fedweave.driver.world import World
@@ -118,6 +118,7 @@ class Driver:
         self.state = self.algorithm.init(self.model.flat.clone())
         self.buffers: Any = self.model.statistics()
         self.timings: list[Timing] = []
+        self.seeing = Seeing(config.seed, self.local, int(split.sizes.mean()))
         self._build()
         self.store: RunStore | None = None
         self.expected: dict[int, str] = {}
@@ -190,8 +191,7 @@ class Driver:
             "layout": self.model.layout.fingerprint,
             "slots": self.model.layout.spell(),
             "model": self.label,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
+            **circumstances(),
         }
         self.store = RunStore.create(folder)
         try:
@@ -233,6 +233,7 @@ class Driver:
     def drive(self) -> Result:
         began = time.monotonic()
         self.coordinator = coordinator = self._coordinator()
+        self.seeing.on = self.config.diagnostics and self.store is not None
         carrier = self.carrier = self._carrier(coordinator)
         self.observer(self._opening())
         limit, ended = self.config.max_seconds, None
@@ -296,7 +297,7 @@ class Driver:
     def _carrier(self, coordinator: Coordinator) -> Direct | Virtual:
         site = Site(
             coordinator, self.engine, self.config.seed, self.local, self.terms.effort, self.split.sizes, self.roster,
-            self._announce,
+            self._announce, self.seeing,
         )  # fmt: skip
         if self.world is None:
             return Direct(site)
@@ -340,7 +341,7 @@ class Driver:
                 stacklevel=2,
             )
         if self.store is not None:
-            self.store.append(record)
+            self.store.append(record, self.seeing.taken(record.number))
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
                 self._checkpoint(record.number)
         self.observer(record)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,14 @@ import torch
 def as_arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
     """Start weights as they are written to a file."""
     return {name: np.ascontiguousarray(value) for name, value in initial.items()}
+
+
+def circumstances() -> dict[str, str]:
+    """When and with what a run is begun, for its folder."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
+    }
 
 
 @contextmanager
