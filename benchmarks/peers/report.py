@@ -197,8 +197,8 @@ def page(header: Record, records: Sequence[Record], peers: Mapping[str, Peer]) -
             "",
             rows(table, floor, peers),
             "",
-            "Start-up is from the start of the process to the end of round 1. RSS is summed over the processes of a run, so that a",
-            "page which two share counts twice; in PSS it counts once. Accuracy is after the last round, on the same test set.",
+            "Start-up is from the start of the process to the end of round 1. RSS is summed over a run's processes, so that a",
+            "page which two share counts twice; in PSS once. Accuracy is after the last round, on the same test set.",
             "",
             *(
                 f"- {w.name}: {w.title}, B = {w.batch}, E = {w.epochs}, SGD {w.lr:g}; {_rounds(records, w.name)}."

@@ -43,7 +43,7 @@ class Peer:
 
     def guess(self, workload: str, rounds: int) -> float:
         """Seconds that a run may take."""
-        return self.startup + 2.0 + (WORKLOADS[workload].warmup + rounds) * self.expected[workload]
+        return self.startup + 1.5 + (WORKLOADS[workload].warmup + rounds) * self.expected[workload]
 
 
 def _each(*seconds: float) -> dict[str, float]:
@@ -53,15 +53,15 @@ def _each(*seconds: float) -> dict[str, float]:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("plain", "plain PyTorch loop", "plain", "plain.py", (), 1, 3, _each(0.32, 6.9, 0.10, 2.0, 1.9)),
+        Peer("plain", "plain PyTorch loop", "plain", "plain.py", (), 1, 2.6, _each(0.32, 6.9, 0.10, 2.0, 1.9)),
         Peer("plain-2", "plain loop, 2 processes", "plain", "plain_processes.py", (), 2, 6, _each(0.26, 5.0, 0.09, 1.8, 1.4)),
-        Peer("fedjax", "FedJAX", "fedjax", "with_fedjax.py", (), 1, 8, _each(0.20, 9.7, 0.08, 0.86, 2.8)),
+        Peer("fedjax", "FedJAX", "fedjax", "with_fedjax.py", (), 1, 5, _each(0.20, 9.7, 0.08, 0.86, 2.8)),
         Peer("pfl", "pfl, 2 processes", "pfl", "with_pfl.py", ("--processes", "2"), 2, 9, _each(0.26, 5.6, 0.14, 1.5, 1.5)),
         Peer("flower", "Flower, 2 Ray actors", "flower", "with_flower.py", (), 2, 16, _each(0.41, 6.4, 0.89, 3.3, 1.8)),
-        Peer(OURS, "fedweave", OURS, "with_fedweave.py", (), 1, 3, _each(0.3, 5.0, 0.1, 1.8, 1.6)),
+        Peer(OURS, "fedweave", OURS, "with_fedweave.py", (), 1, 2, _each(0.3, 5.0, 0.1, 1.0, 1.6)),
         Peer(
             "fedweave-2", "fedweave, 2 workers", OURS, "with_fedweave.py", ("--workers", "2", "--name", "fedweave-2"), 2, 4,
-            _each(0.3, 5.0, 0.1, 1.8, 1.6),
+            _each(0.2, 4.4, 0.1, 1.0, 1.2),
         ),
     )
 }  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the table and the chart into the documentation")
     parser.add_argument("--report", type=Path, metavar="FILE", help="run nothing: the table of these lines")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; the same command goes on"))  # so that no program is left behind
     peers = PEERS | engines(asked.engines)
     if asked.report is not None:
         show(*read(asked.report), asked.docs)

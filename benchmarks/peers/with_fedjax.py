@@ -21,15 +21,16 @@ import fedjax
 
 
 def network(kind: str, x: Any) -> Any:
+    drawn = hk.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # PyTorch's, so that all learn at the same pace
     if kind == "mlp":
-        return hk.nets.MLP([200, 200, 10])(x)
+        return hk.nets.MLP([200, 200, 10], w_init=drawn)(x)
     if kind == "logistic":
-        return hk.Linear(10)(x)
+        return hk.Linear(10, w_init=drawn)(x)
     if kind == "cnn":
         for channels in (32, 64):
-            x = jax.nn.relu(hk.Conv2D(channels, 5, padding="SAME")(x))
+            x = jax.nn.relu(hk.Conv2D(channels, 5, padding="SAME", w_init=drawn)(x))
             x = hk.max_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        return hk.Linear(10)(jax.nn.relu(hk.Linear(512)(hk.Flatten()(x))))
+        return hk.Linear(10, w_init=drawn)(jax.nn.relu(hk.Linear(512, w_init=drawn)(hk.Flatten()(x))))
     core = hk.DeepRNN([hk.LSTM(256), hk.LSTM(256)])
     output, _ = hk.dynamic_unroll(core, hk.Embed(80, 8)(x), core.initial_state(x.shape[0]), time_major=False)
     return hk.Linear(80)(output)

@@ -95,11 +95,11 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("W1", "MLP 784-200-200-10, 10 of 100 clients", "images", "mlp", 0.05, 10, rounds=10),
-        Workload("W2", "the FedAvg paper's CNN, 10 of 100 clients", "images", "cnn", 0.05, 10, warmup=1, rounds=2),
-        Workload("W3", "logistic 60-10, 100 of 1000 clients", "tiny", "logistic", 0.05, 100, rounds=20),
-        Workload("W3E20", "the same, 20 local epochs", "tiny", "logistic", 0.05, 100, epochs=20, warmup=1, rounds=4),
-        Workload("W4", "character LSTM 2 x 256, 10 of 100 clients", "chars", "lstm", 0.8, 10, warmup=1, rounds=3),
+        Workload("W1", "MLP 784-200-200-10, 10 of 100 clients", "images", "mlp", 0.05, 10, rounds=8),
+        Workload("W2", "the FedAvg paper's CNN, 10 of 100 clients", "images", "cnn", 0.05, 10, warmup=1, rounds=1),
+        Workload("W3", "logistic 60-10, 100 of 1000 clients", "tiny", "logistic", 0.05, 100, rounds=10),
+        Workload("W3E20", "the same, 20 local epochs", "tiny", "logistic", 0.05, 100, epochs=20, warmup=1, rounds=2),
+        Workload("W4", "character LSTM 2 x 256, 10 of 100 clients", "chars", "lstm", 0.8, 10, warmup=1, rounds=2),
     )
 }
 
