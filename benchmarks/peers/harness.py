@@ -45,13 +45,14 @@ class Bench:
         parser = argparse.ArgumentParser()
         parser.add_argument("--workload", required=True, choices=list(WORKLOADS))
         parser.add_argument("--rounds", type=int, help="timed rounds, after the warm-up")
+        parser.add_argument("--cohort", type=int, help="clients per round; each workload's own unless given")
         parser.add_argument("--threads", type=int)
         if more is not None:
             more(parser)
         self.options = parser.parse_args(argv)
         self.workload: Workload = WORKLOADS[self.options.workload]
-        if self.options.rounds is not None:
-            self.workload = replace(self.workload, rounds=self.options.rounds)
+        asked = {name: getattr(self.options, name) for name in ("rounds", "cohort")}
+        self.workload = replace(self.workload, **{name: value for name, value in asked.items() if value is not None})
         self.rounds = self.workload.warmup + self.workload.rounds
         self.marks: list[float] = []
 

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -98,12 +98,14 @@ def opened(plan: Record, fresh: bool) -> tuple[Path, Record, list[Record]]:
 
 
 def guesses(folder: Path) -> dict[tuple[str, str, int], float]:
-    """Seconds that a (peer, workload, timed rounds) took when it was last run."""
+    """Seconds that a (peer, workload, timed rounds) took when it was last run with a whole cohort."""
     found = {}
     for file in sorted(folder.glob("*.jsonl")):
         try:
-            records = read(file)[1]
+            header, records = read(file)
         except ValueError:
+            continue
+        if header["plan"].get("cohort"):
             continue
         found.update(
             {(r["peer"], r["workload"], r["rounds"]): r["wall_s"] for r in records if "workload" in r and r["status"] == "ok"}
@@ -114,14 +116,13 @@ def guesses(folder: Path) -> dict[tuple[str, str, int], float]:
 # One turn ----------------------------------------------------------------------------------------------------------------
 
 
-def run(peer: Peer, workload: str, rounds: int | None, limit: float) -> Record:
-    """One program, once, and what it printed."""
+def run(peer: Peer, workload: str, options: Mapping[str, int | None], limit: float) -> Record:
+    """One program, once, and what it printed. Options that are None are not passed."""
     interpreter = sys.executable if peer.ours else str(environments.python(peer.environment))
     command = [interpreter, peer.program, *peer.options]
     if workload:
-        command += ["--workload", workload]
-    if rounds is not None and workload:
-        command += ["--rounds", str(rounds)]
+        given = {"workload": workload, **options}
+        command += [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name not in OTHERS_THREADS}
     if not peer.ours:
         environment.pop("PYTHONPATH", None)
@@ -182,6 +183,8 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=[], metavar="ENGINE[:WORKERS]", help="further rows of fedweave")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="timed rounds per run; each workload's own unless given")
+    parser.add_argument("--cohort", type=int, help="clients per round, to try it out; each workload's own unless given")
+    parser.add_argument("--threads", type=int, help="of torch in each process; by workload and peer unless given")
     parser.add_argument("--limit", type=float, default=3.0, help="a run may take so many times as expected, and a minute")
     parser.add_argument("--out", type=Path, help="also keep the lines in this file")
     parser.add_argument("--fresh", action="store_true", help="begin anew, though an unfinished run of the same plan is there")
@@ -197,11 +200,12 @@ def main() -> None:
     if any(peers[name].processes > 1 and peers[name].ours for name in chosen) and not takes_workers():
         print("This fedweave has no workers: its rows that need them are left out.")
         chosen = [name for name in chosen if not (peers[name].ours and peers[name].processes > 1)]
+    options = {"rounds": asked.rounds, "cohort": asked.cohort, "threads": asked.threads}
     plan = {
         "passes": asked.passes,
         "workloads": asked.workloads,
         "peers": chosen,
-        "rounds": asked.rounds,
+        **options,
         "commit": commit(),
     }
     missing = prepared({name: peers[name] for name in chosen}, asked.workloads)
@@ -227,7 +231,7 @@ def main() -> None:
             found: Record = {"peer": name, "status": missing[peer.environment], "busy_before": 0.0}
             found |= {"workload": workload} if workload else {}
         else:
-            found = run(peer, workload, asked.rounds, 60 + asked.limit * expected(turn))
+            found = run(peer, workload, options, 60 + asked.limit * expected(turn))
         found |= {"pass": turn_of, "rounds": asked.rounds or (WORKLOADS[workload].rounds if workload else 0)}
         records.append(found)
         with file.open("a", encoding="utf-8") as out:

@@ -255,9 +255,11 @@ def test_failed_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run, "busy", lambda: 0.0)
     (tmp_path / "program.py").write_text("raise ValueError('a | b')")
     peer = roster.Peer("x", "x", roster.OURS, "program.py", (), 1, 1, {})
-    found = run.run(peer, "W1", None, 30)
+    found = run.run(peer, "W1", {"rounds": 2, "threads": None}, 30)
     assert found["status"] == "failed (1): ValueError: a / b"
     assert "Traceback" in found["output"]
-    (tmp_path / "program.py").write_text('print(\'{"peer": "x", "workload": "W1", "own_rss_mb": 99999}\')')
-    found = run.run(peer, "W1", None, 30)
+    printed = {"peer": "x", "workload": "W1", "own_rss_mb": 99999}
+    given = '["--workload", "W1", "--rounds", "2"]'
+    (tmp_path / "program.py").write_text(f"import sys\nassert sys.argv[1:] == {given}\nprint({json.dumps(printed)!r})")
+    found = run.run(peer, "W1", {"rounds": 2, "threads": None}, 30)
     assert (found["status"], found["rss_mb"]) == ("ok", 99999)
