@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import statistics
 import time
@@ -73,7 +74,7 @@ def parameters(quick: bool, **more: Any) -> list[Row]:
     """Two clients of two batches each; a square layer, a ReLU and ten outputs of 10^3 to 10^8 parameters."""
     found: list[Row] = []
     for power in range(3, 7 if quick else 9):
-        width = round(10 ** (power / 2)) - 10
+        width = round((math.sqrt(121 + 4 * (10**power - 10)) - 11) / 2)
         size = width * width + 11 * width + 10
         if 4 * size * COPIES > _available():
             print(f"10^{power} parameters are left out: {_available() / 2**30:.1f} GiB of memory are free")

@@ -241,13 +241,17 @@ def test_memory_of_children_counts_and_nobody_is_left(tmp_path: Path) -> None:
     child = "import time; held = b'x' * (60 << 20); print('up', flush=True); time.sleep(600)"
     program = (
         f"import subprocess, sys, time\nc = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, "
-        "start_new_session=True)\nc.stdout.readline()\nprint(c.pid, flush=True)\ntime.sleep(600)"
+        "start_new_session=True)\nc.stdout.readline()\nprint(c.pid, flush=True)\ntime.sleep(3)"
     )
-    seen = watched(program, tmp_path, limit=3)
-    assert seen.code is None
+    seen = watched(program, tmp_path, limit=120)
+    assert seen.code == 0
     assert seen.rss > 60 << 20
     assert seen.pss > 60 << 20
     assert not watch._alive(int(seen.output))
+
+
+def test_what_does_not_end_is_ended(tmp_path: Path) -> None:
+    assert watched("import time; time.sleep(600)", tmp_path, limit=0.5).code is None
 
 
 def test_failed_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
