@@ -33,8 +33,8 @@ from roster import PEERS, Peer, Record, engines
 from watch import busy, watched
 from workloads import WORKLOADS, make_all, root
 
-OTHERS_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PEAK = Peer("peak", "peak", "plain", "peak.py", (), 1, 6, dict.fromkeys(WORKLOADS, 0.0))
+PRESCRIBED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PEAK = Peer("peak", "peak", "plain", "peak.py", (), 1, 10, dict.fromkeys(WORKLOADS, 0.0))
 
 Turn = tuple[int, str, str]
 """Pass, workload, peer."""
@@ -123,9 +123,7 @@ def run(peer: Peer, workload: str, options: Mapping[str, int | None], limit: flo
     if workload:
         given = {"workload": workload, **options}
         command += [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
-    environment = {name: value for name, value in os.environ.items() if name not in OTHERS_THREADS}
-    if not peer.ours:
-        environment.pop("PYTHONPATH", None)
+    environment = surroundings() if peer.ours else {k: v for k, v in surroundings().items() if k != "PYTHONPATH"}
     before = busy()
     seen = watched(command, HERE, limit, environment)
     line = parse(seen.output)
@@ -141,6 +139,12 @@ def run(peer: Peer, workload: str, options: Mapping[str, int | None], limit: flo
     rss = max(seen.rss / 2**20, found.pop("own_rss_mb", 0.0))
     memory = {"rss_mb": round(rss, 1), "pss_mb": round(seen.pss / 2**20, 1)}
     return found | memory | {"wall_s": round(seen.wall, 2), "busy_before": round(before, 1), "at": time.strftime("%H:%M:%S")}
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a program of ours: fedweave is this checkout's, and no number of threads is prescribed."""
+    kept = {name: value for name, value in os.environ.items() if name not in PRESCRIBED}
+    return kept | {"PYTHONPATH": str(ROOT / "src")}
 
 
 def _last(output: str) -> str:
@@ -165,7 +169,7 @@ def prepared(peers: dict[str, Peer], workloads: Sequence[str]) -> dict[str, str]
 def takes_workers() -> bool:
     """Whether this fedweave's ``simulate`` has workers."""
     ask = "import inspect, fedweave; print('workers' in inspect.signature(fedweave.simulate).parameters)"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False, env=surroundings())
     if done.returncode:
         sys.exit(
             f"fedweave cannot be imported by {sys.executable}; run this with the Python that has it.\n{done.stderr[-500:]}"
