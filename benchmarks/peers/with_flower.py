@@ -2,6 +2,7 @@
 """Flower: FedAvg in its Simulation Runtime on Ray, message API, federated evaluation off.
 
 Flower draws cohorts of its own. Ray's workers import this file by its name, so that the client travels by reference.
+A Ray cluster that happens to run on this machine is left alone.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def main() -> None:
         client_app,
         num_supernodes=w.clients,
         backend_config={
-            "init_args": {"num_cpus": max(cores(), actors), "include_dashboard": False},
+            "init_args": {"address": "local", "num_cpus": max(cores(), actors), "include_dashboard": False},
             "client_resources": {"num_cpus": max(cores() // actors, 1), "num_gpus": 0.0},
         },
     )
