@@ -136,7 +136,7 @@ def run(peer: Peer, workload: str, options: Mapping[str, int | None], limit: flo
     else:
         found["status"] = "ok"
     if found["status"] != "ok":
-        found["output"] = seen.output[-2000:]
+        found["output"] = _placeless(seen.output[-2000:])
     rss = max(seen.rss / 2**20, found.pop("own_rss_mb", 0.0))
     memory = {"rss_mb": round(rss, 1), "pss_mb": round(seen.pss / 2**20, 1)}
     return found | memory | {"wall_s": round(seen.wall, 2), "busy_before": round(before, 1), "at": time.strftime("%H:%M:%S")}
@@ -150,8 +150,16 @@ def surroundings() -> dict[str, str]:
 
 def _last(output: str) -> str:
     """The last line of an output, as a table can hold it."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in _placeless(output).splitlines() if line.strip()]
     return lines[-1].replace("|", "/")[:120] if lines else "no output"
+
+
+def _placeless(text: str) -> str:
+    """Without the paths of this machine, which are nobody's business in a page."""
+    places = {str(root()): "$FEDWEAVE_BENCH", str(ROOT): ".", sys.prefix: "$VENV", str(Path.home()): "~"}
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 def prepared(peers: dict[str, Peer], workloads: Sequence[str]) -> dict[str, str]:
@@ -162,7 +170,7 @@ def prepared(peers: dict[str, Peer], workloads: Sequence[str]) -> dict[str, str]
         try:
             environments.ensure(name)
         except (subprocess.CalledProcessError, OSError) as error:
-            missing[name] = f"the environment {name} cannot be made: {error}"
+            missing[name] = f"the environment {name} cannot be made: {_placeless(str(error))}"
             print(missing[name], file=sys.stderr)
     return missing
 

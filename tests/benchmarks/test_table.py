@@ -264,6 +264,10 @@ def test_failed_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = run.run(peer, "W1", {"rounds": 2, "threads": None}, 30)
     assert found["status"] == "failed (1): ValueError: a / b"
     assert "Traceback" in found["output"]
+    (tmp_path / "program.py").write_text(f"raise ValueError({str(run.ROOT / 'x.py')!r})")
+    found = run.run(peer, "W1", {}, 30)
+    assert found["status"] == "failed (1): ValueError: ./x.py"
+    assert str(run.ROOT) not in found["output"]
     printed = {"peer": "x", "workload": "W1", "own_rss_mb": 99999}
     given = '["--workload", "W1", "--rounds", "2"]'
     (tmp_path / "program.py").write_text(f"import sys\nassert sys.argv[1:] == {given}\nprint({json.dumps(printed)!r})")
