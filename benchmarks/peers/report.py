@@ -222,7 +222,8 @@ def chart(records: Sequence[Record], peers: Mapping[str, Peer]) -> str:
     groups: dict[str, dict[str, float]] = {}
     for workload, row in cells(records).items():
         least = best(row, peers, False, ROUND)
-        found = {peers[name].title: row[name].median(ROUND) for name in peers if name in row and row[name].seconds}
+        order = sorted(row, key=lambda name: (not peers[name].ours, list(peers).index(name)))
+        found = {peers[name].title: row[name].median(ROUND) for name in order if row[name].seconds}
         if least is not None and found:
             groups[workload] = {name: seconds / least[1] for name, seconds in found.items()}
     return dots(groups, "seconds per round / those of the best peer (lower is better)") if groups else ""
