@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from drawing import dots
@@ -80,9 +80,12 @@ def peak(records: Sequence[Record]) -> float | None:
     return max(seen, default=None)
 
 
-def floors(gflops: float | None) -> dict[str, float]:
-    """Seconds per round that the arithmetic alone would take, by workload."""
-    return {} if gflops is None else {name: w.flops_per_round() / gflops / 1e9 for name, w in WORKLOADS.items()}
+def floors(gflops: float | None, cohort: int | None = None) -> dict[str, float]:
+    """Seconds per round that the arithmetic alone would take, by workload; of its own cohort unless another one is given."""
+    if gflops is None:
+        return {}
+    worked = {name: w if cohort is None else replace(w, cohort=cohort) for name, w in WORKLOADS.items()}
+    return {name: w.flops_per_round() / gflops / 1e9 for name, w in worked.items()}
 
 
 def best(row: Mapping[str, Cell], peers: Mapping[str, Peer], ours: bool, quantity: str) -> tuple[str, float] | None:
@@ -178,7 +181,7 @@ def settings(records: Sequence[Record], peers: Mapping[str, Peer]) -> str:
 def page(header: Record, records: Sequence[Record], peers: Mapping[str, Peer]) -> str:
     """The Markdown of a run."""
     table, gflops = cells(records), peak(records)
-    floor = floors(gflops)
+    floor = floors(gflops, header["plan"].get("cohort"))
     passes = max((r["pass"] for r in records), default=0)
     loads = sorted(r["busy_before"] for r in records)
     busy = f"{statistics.median(loads):.0f}% (median) and {loads[-1]:.0f}% (most)" if loads else "unknown"

@@ -51,7 +51,7 @@ LINES = [
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Floors that need no data."""
-    monkeypatch.setattr(workloads.Workload, "flops_per_round", lambda self: 12e9)
+    monkeypatch.setattr(workloads.Workload, "flops_per_round", lambda self: 1.2e9 * self.cohort)
 
 
 def test_medians_over_passes_of_medians_over_timed_rounds() -> None:
@@ -105,6 +105,7 @@ def test_memory_is_compared_among_those_with_two_processes() -> None:
 def test_floor_is_the_arithmetic_at_the_best_peak(small: None) -> None:
     assert report.peak(LINES) == 120.0
     assert report.floors(120.0)["W1"] == pytest.approx(0.1)
+    assert report.floors(120.0, cohort=5)["W1"] == pytest.approx(0.05)
     assert report.floors(None) == {}
 
 
