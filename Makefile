@@ -64,7 +64,7 @@ bench: $(VENV)/.ready-dev ## Measure fedweave alone, in a few minutes
 	  echo "== benchmarks/$${job//|/ }"; $(BIN)/python benchmarks/$${job//|/ } || exit 1; \
 	done
 
-bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (20 minutes, and 5 more once for their environments)
+bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 minutes, and 5 more once for their environments)
 	@$(BIN)/python benchmarks/peers/run.py
 
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
