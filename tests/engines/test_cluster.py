@@ -116,8 +116,8 @@ def test_same_bits_as_in_one_process(nodes: Nodes, count: int, changed: dict, ca
 
 @dataclass(frozen=True)
 class Marked(fw.FedAvg):
-    """FedAvg that notes on which nodes it is at work. On the node named in the folder's file ``doomed`` it never ends. On others it
-    waits until that one is at work, and so is the one named in ``joined``, once there is such a file."""
+    """FedAvg that notes on which nodes it is at work. On the node named in the folder's file ``doomed`` it never ends. On others
+    it waits until that one is at work, and so is the one named in ``joined``, once there is such a file."""
 
     folder: str = ""
 
@@ -217,7 +217,6 @@ def test_units_are_taken_only_when_somebody_is_free(nodes: Nodes) -> None:
         (here,), (there,) = done.blocks, found[unit].blocks
         assert torch.equal(here.partial.sums["delta"], there.partial.sums["delta"])
         assert here.tally == there.tally
-        there.partial.sums["delta"] += 1  # what came is the receiver's own
 
 
 @dataclass(frozen=True)
@@ -230,17 +229,19 @@ class Lethal(fw.FedAvg):
         return super().report(delta, work, ask, mine)
 
 
-def test_a_unit_that_kills_every_actor_ends_the_run(nodes: Nodes) -> None:
+def test_a_unit_that_kills_every_actor_ends_the_run(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "STRIKES", 2)
     nodes.be(1)
     sizes = small(40).sizes
     with pytest.raises(EngineError) as refused:
         fw.simulate(**PLAIN | {"data": small(40), "cohort": 1.0, "algorithm": Lethal()}, engine="ray")
     lethal = int(np.argmax(sizes > 38))
     assert sizes[lethal] > 38
-    assert f"Each of the 3 Ray processes that were to train client {lethal} in round 1 ended" in str(refused.value)
+    assert f"Each of the 2 Ray processes that were to train client {lethal} in round 1 ended" in str(refused.value)
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_what_a_client_is_refused_for_is_said_as_in_one_process(nodes: Nodes) -> None:
     nodes.be(1)
     given = PLAIN | {"model": "2nn-bn", "local": Local(batch_size=1)}
@@ -252,6 +253,7 @@ def test_what_a_client_is_refused_for_is_said_as_in_one_process(nodes: Nodes) ->
     assert str(there.value).partition("has a batch")[2] == str(here.value).partition("has a batch")[2] != ""
 
 
+@pytest.mark.slow
 def test_other_versions_on_a_node_are_refused(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.be(1)
     monkeypatch.setattr(engine, "VERSIONS", "fedweave 0.0.1, torch 1, NumPy 1")
@@ -263,6 +265,14 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'fedweave\[ray\]'"):
         fw.simulate(**PLAIN, engine="ray")
+
+
+def test_what_comes_back_is_the_receivers_own() -> None:
+    """Sums are added in place, and the object store's memory is not for writing."""
+    sent = np.arange(3.0)
+    sent.flags.writeable = False
+    engine._copied(sent).add_(1)
+    assert sent.tolist() == [0, 1, 2]
 
 
 def test_only_what_is_trained_on_travels() -> None:
