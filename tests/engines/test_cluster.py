@@ -116,8 +116,8 @@ def test_same_bits_as_in_one_process(nodes: Nodes, count: int, changed: dict, ca
 
 @dataclass(frozen=True)
 class Marked(fw.FedAvg):
-    """FedAvg that notes on which nodes it is at work. On the node named in the folder's file ``doomed`` it never ends. On others
-    it waits until that one is at work, and so is the one named in ``joined``, once there is such a file."""
+    """FedAvg that notes on which nodes it is at work. On the node named in the folder's file ``doomed`` it never ends. On the
+    others it waits until that one is at work, and so is the one named in ``joined``, once there is such a file."""
 
     folder: str = ""
 
