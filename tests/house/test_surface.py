@@ -55,7 +55,6 @@ SIMULATE: dict[str, Any] = {
     "engine": "auto",
     "workers": None,
     "threads": None,
-    "workers": None,
     "checkpoint_every": 10.0,
     "profile": False,
     "observer": None,
