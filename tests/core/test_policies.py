@@ -304,6 +304,23 @@ def test_one_good_update_among_the_bad_is_not_enough_for_a_step() -> None:
     assert c.state.weights.tolist() == [0.0, 0.0]
 
 
+def test_a_step_that_lost_one_of_its_updates_is_given_up_when_nothing_usable_comes() -> None:
+    c = flowing()
+    begun(c)
+    c.handle(said(0), 1.0)
+    collect = c.handle(Answered(1, 1), 1.0)[-1]
+    assert collect.answers == ((1, 1),)
+    # The buffer was full; one of it turns out to be of no use, and so does all that comes after it.
+    waiting, done = [1, 2], False
+    while not done:
+        for number in waiting:
+            done = done or any(isinstance(e, Finish) for e in c.handle(said(number, counted=0), 1.0))
+            c.validate_state()
+        effects = [] if done else c.handle(Fired("refill", c.course.draws), 1.0)
+        waiting = [e.first + i for e in effects if isinstance(e, Train) for i in range(len(e.clients))]
+    assert c.history[-1].reasons == ("the others' updates could not be counted",)
+
+
 def test_what_an_asynchronous_run_cannot_take_is_ignored() -> None:
     c = flowing()
     begun(c)

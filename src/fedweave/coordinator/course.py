@@ -62,6 +62,7 @@ class Gathered:
         survey: whether it is the first of a round's two conversations.
         abandoned: whether the server takes no step, whatever came.
         staleness: of each of ``clients``, in an asynchronous round.
+        vain: clients to whom something was sent in this conversation for nothing.
         mix: the share with which the one client's model is mixed into the server's, and the model that it began from.
     """
 
@@ -75,6 +76,7 @@ class Gathered:
     abandoned: bool = False
     staleness: tuple[int, ...] = ()
     mix: tuple[float, Base] | None = None
+    vain: list[int] = field(default_factory=list)
 
 
 def summed(tallies: Mapping[int, Tally]) -> Tally:

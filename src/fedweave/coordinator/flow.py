@@ -244,6 +244,7 @@ class FlowCourse:
             [(client, why) for client, why, seen in self.lost if not seen],
             staleness=tuple(staleness[client] for client in clients.tolist()),
             mix=mix,
+            vain=[client for client, _, _ in self.lost],
         )
         self.gathering, self.lost, self.spent, self.useless, self.round = {}, [], Tally(), 0, None
         self._forget()

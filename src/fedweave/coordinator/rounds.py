@@ -195,12 +195,12 @@ class RoundCourse:
         if c.abandoned or c.answers + len(c.failed) < len(c.clients):
             lost = c.status == LEFT if not c.abandoned else (c.status == LEFT) | (c.status == DELIVERED)
             dropped += [(client, why) for client in c.clients[lost].tolist()]
+        vain = [client for client, _ in (*refused[len(before.refused) :], *dropped[len(before.dropped) :])]
         partial = self.reduction.empty() if c.abandoned else c.fold.result()
         tally = before.tally + t if before.survey else t
         # Who was lost in the survey and again in the training is named once.
-        return Gathered(
-            c.number, c.clients, partial, tally, refused, list(dict(reversed(dropped)).items()), c.survey, c.abandoned
-        )
+        once = list(dict(reversed(dropped)).items())
+        return Gathered(c.number, c.clients, partial, tally, refused, once, c.survey, c.abandoned, vain=vain)
 
     # Between rounds ------------------------------------------------------------------------------------------------------
 
