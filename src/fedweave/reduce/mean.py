@@ -124,7 +124,7 @@ def _added(total: Host, rows: Sequence[tuple[float, Host]], apart: bool) -> None
     if len(total) <= COLUMNS:
         work(0, Scratch())
     else:
-        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total))
+        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total), products=False)
 
 
 @dataclass(frozen=True)
