@@ -141,6 +141,7 @@ class Driver:
             engine=self.config.engine,
             workers=1 if self.config.threads != 1 else self.config.workers,
             work=Work.of(self.split, self.policy.size, self.rules.rounds, local.epochs, local.steps, local.batch_size),
+            local=local,
         )
         return build_engine(setup)
 

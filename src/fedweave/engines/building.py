@@ -4,29 +4,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedweave.attacks import Attack
-from fedweave.contract import Algorithm
+from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
 from fedweave.engines.base import Crew, Engine, Kept, Kernel
 from fedweave.engines.choosing import SMALL, TOO_LARGE, Work, choose
 from fedweave.engines.cohorts import Cohorts, client_state
+from fedweave.engines.compiled import Compiled, compiled
+from fedweave.engines.device import ROOM, OnDevice, accelerator, placed, resident
 from fedweave.engines.eager import Eager
 from fedweave.engines.inline import Inline
 from fedweave.engines.measuring import Measure
 from fedweave.engines.performing import Performer
 from fedweave.engines.stacks import Stack, stack
 from fedweave.engines.trying import refusal
-from fedweave.engines.vectorized import Vectorized
+from fedweave.engines.vectorized import Vectorized, width
 from fedweave.engines.workers import Workers
 from fedweave.errors import UnknownName
-from fedweave.local import Trainer
+from fedweave.local import Trainer, plain_sgd
 from fedweave.models import Model, tensor
 
-ENGINES = ("auto", "eager", "vectorized")
+ENGINES = ("auto", "eager", "vectorized", "compiled", "cuda")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Setup:
         engine: one of ENGINES.
         workers: processes; None: as many as are worth it.
         work: what the run asks for, from which an engine is chosen.
+        local: how its clients train.
     """
 
     model: Model
@@ -63,6 +67,7 @@ class Setup:
     engine: str = "auto"
     workers: int | None = 1
     work: Work = field(default_factory=lambda: Work(1, 1, 1.0, 1.0))
+    local: Local = Local()
 
 
 def build(setup: Setup) -> Engine:
@@ -75,33 +80,74 @@ def build(setup: Setup) -> Engine:
     if s.engine not in ENGINES:
         raise UnknownName("engine", s.engine, ENGINES)
     x, y = tensor(s.split.x_train), tensor(s.split.y_train)
-    honest = liar = Trainer(s.model, x, y, s.algorithm, s.fresh)
-    if s.attack is not None and s.attack.flips_labels:
-        liar = Trainer(s.model, x, s.attack.flipped(y, s.split.classes), s.algorithm, s.fresh)
+    if s.engine == "cuda":
+        name, why, kernel, model = _on_device(s, x, y, accelerator())
+        workers = 1
+    else:
+        (name, why, kernel, workers), model = _here(s, x, y), s.model
     policy = "home" if s.algorithm.keeps_buffers else s.buffers
-    made = _stack(s, x, y)
-    choice = choose(s.model, made, s.work, None if s.engine == "auto" else s.engine, s.workers)
-    kernel: Kernel = Eager(honest, liar)
-    name = choice.kernel
-    if choice.kernel == "vectorized":
-        if isinstance(made, str):
-            name, choice = "eager", replace(choice, why=f"not vectorized: {made}")
-        else:
-            kernel = Vectorized(honest, liar, made, kernel)
     performer = Performer(kernel, s.split, s.seed, policy, s.byzantine, s.attack is not None)
     measure = Measure(
-        s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), policy == "home"
+        model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), policy == "home"
     )
-    crew: Crew = Inline(performer) if choice.workers == 1 else Workers(performer, s.algorithm, choice.workers)
-    return Cohorts(name, choice.why, crew, kernel.chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
+    crew: Crew = Inline(performer) if workers == 1 else Workers(performer, s.algorithm, workers)
+    return Cohorts(name, why, crew, kernel.chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
 
 
-def _stack(setup: Setup, x: Tensor, y: Tensor) -> Stack | str:
+def _here(s: Setup, x: Tensor, y: Tensor) -> tuple[str, str, Kernel, int]:
+    """The kernel for this machine's processors, its name, why it is this one, and for how many processes."""
+    honest, liar = _trainers(s, s.model, x, y)
+    eager, made = Eager(honest, liar), _stack(s, s.model, x, y)
+    choice = choose(s.model, made, s.work, None if s.engine == "auto" else s.engine, s.workers)
+    if choice.kernel == "eager":
+        return "eager", choice.why, eager, choice.workers
+    if isinstance(made, str):
+        return "eager", f"not {choice.kernel}: {made}", eager, choice.workers
+    if choice.kernel == "vectorized":
+        return "vectorized", choice.why, Vectorized(honest, liar, made, eager), choice.workers
+    program = _compiled(s, honest, made, x, y)
+    if isinstance(program, str):
+        return "vectorized", f"not compiled: {program}", Vectorized(honest, liar, made, eager), choice.workers
+    return "compiled", choice.why, Vectorized(honest, liar, program, eager), choice.workers
+
+
+def _on_device(s: Setup, x: Tensor, y: Tensor, device: torch.device) -> tuple[str, str, Kernel, Model]:
+    """The kernel on a device, its name and why it is this one, and the model there."""
+    model, x, y = placed(s.model, device), resident(x, device), resident(y, device)
+    honest, liar = _trainers(s, model, x, y)
+    eager, made = Eager(honest, liar), _stack(s, model, x, y)
+    kernel: Kernel = eager if isinstance(made, str) else Vectorized(honest, liar, made, eager, ROOM)
+    why = f"one client at a time: {made}" if isinstance(made, str) else "as asked for"
+    if s.workers is not None and s.workers > 1:
+        why += "; one process, since the device would be shared by all"
+    return f"cuda ({'eager' if isinstance(made, str) else 'vectorized'}, {device})", why, OnDevice(kernel, device), model
+
+
+def _trainers(s: Setup, model: Model, x: Tensor, y: Tensor) -> tuple[Trainer, Trainer]:
+    """On the data as they are, and on those that bad clients have."""
+    honest = Trainer(model, x, y, s.algorithm, s.fresh)
+    if s.attack is None or not s.attack.flips_labels:
+        return honest, honest
+    return honest, Trainer(model, x, s.attack.flipped(y, s.split.classes), s.algorithm, s.fresh)
+
+
+def _compiled(s: Setup, trainer: Trainer, made: Stack, x: Tensor, y: Tensor) -> Compiled | str:
+    """The stack compiled for as many clients as a unit can have, and for their largest batch."""
+    model, local, largest = s.model, s.local, int(s.split.sizes.max())
+    clients = min(width(model.layout.size, model.flat.itemsize), s.work.cohort)
+    batch = largest if local.batch_size is None else min(local.batch_size, largest)
+    if clients < 2 or batch < 1:
+        return f"a stack of {clients} has nothing to gain"
+    plain = not (trainer.corrects or trainer.directs) and plain_sgd(local)
+    return compiled(made, model, x, y, clients, batch, plain)
+
+
+def _stack(setup: Setup, model: Model, x: Tensor, y: Tensor) -> Stack | str:
     """The gradients of many models at once, or why there are none."""
     if setup.engine == "eager":
         return "eager was asked for"
     if setup.algorithm.prepares:
         return f"{type(setup.algorithm).__name__} changes how each client trains"
-    if setup.engine == "auto" and setup.model.layout.size > SMALL:
+    if setup.engine == "auto" and model.layout.size > SMALL:
         return TOO_LARGE
-    return refusal(setup.algorithm, setup.model.flat) or stack(setup.model, x, y)
+    return refusal(setup.algorithm, setup.model.flat) or stack(model, x, y)
