@@ -115,6 +115,7 @@ class Trainer:
         self, ask: Ask, buffers: Tensor, mine: Arrays | None, indices: npt.NDArray[Any], turn: Turn
     ) -> tuple[Update, Arrays | None]:
         """A client's part in the first conversation of a round: the gradient over all of its data at the weights it is sent."""
+        drawing(self.x.device).manual_seed(derive(turn.seed, "survey", turn.round, turn.client))
         self.model.load(ask.weights, buffers)
         gradient = self._measured(self.model, {"start_gradient"}, np.asarray(indices, np.int64), turn)["start_gradient"]
         return self.algorithm.survey(Work(examples=len(indices), start_gradient=gradient), ask, mine)

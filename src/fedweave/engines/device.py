@@ -22,6 +22,9 @@ ROOM = 2**28
 """Bytes of a stack's weights at most on a device. Not measured: so much, and a few times that for what goes with it, fits any GPU."""
 
 
+HOST = torch.device("cpu")
+
+
 def accelerator() -> torch.device:
     """The GPU.
 
@@ -67,7 +70,7 @@ class OnDevice:
         self.name = f"{kernel.name} on {device}"
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
-        there, back = _Moving(self.device), _Moving(torch.device("cpu"))
+        there, back = _Moving(self.device), _Moving(HOST)
         moved = [
             task._replace(ask=there.record(task.ask), buffers=there(task.buffers), mine=there.record(task.mine)) for task in tasks
         ]
