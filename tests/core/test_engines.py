@@ -234,7 +234,7 @@ class TestCompiledBriefly:
         assert about == "compiled, 1 process (as asked for)"
         assert any(programs.rglob("*.so"))
         same(found, run("eager", **changes))
-        assert {run("compiled", workers, **changes).model_hash for workers in (2, 3)} == {found.model_hash}
+        assert run("compiled", 3, **changes).model_hash == found.model_hash
 
     def test_what_cannot_be_compiled_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         about, found = named("compiled", model=with_norm, data=larger(), cohort=1.0, local=fw.Local(batch_size=None))
@@ -308,7 +308,7 @@ class Gated(nn.Module):
     def forward(self, x):
         return self.out(sigmoid(self.gate(x)) * self.value(x))
 told = []
-print(fw.simulate(model=Gated, data=fw.data.Split.load(sys.argv[1]), cohort=33, rounds=2, engine="compiled", workers=int(sys.argv[2]),
+print(fw.simulate(model=Gated, data=sys.argv[1], cohort=33, rounds=2, engine="compiled", workers=int(sys.argv[2]),
     local=fw.Local(lr=0.1, batch_size=4), evaluate_every=0, observer=lambda e: told.append(getattr(e, "engine", ""))).model_hash)
 print(told[0].split(",")[0])
 """

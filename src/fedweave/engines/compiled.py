@@ -36,6 +36,8 @@ FILLER = 2**23
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 Step = Callable[..., Any]
+_MADE: dict[Any, Step] = {}
+"""The programs of this process, for its next runs."""
 
 
 class Compiled:
@@ -165,13 +167,17 @@ def _program(step: Step, arguments: list[Tensor]) -> Step:
     """A compiled function for arguments of these shapes."""
     from torch import _inductor
 
+    graph = make_fx(step)(*arguments)
+    key = (graph.code, *((a.shape, a.dtype) for a in arguments))
+    closed = all(node.op != "get_attr" for node in graph.graph.nodes)  # no tensor of a module's own is part of it
+    if closed and key in _MADE:
+        return _MADE[key]
     # Not by way of torch.compile: it guards every call by what cannot change here, the number of threads too, compiles anew where
     # it finds it changed, and gives up after eight models.
-    made: Step = _inductor.compile(
-        make_fx(step)(*arguments),
-        arguments,
-        options={"cpp.threads": 1, "compile_threads": 1, "fx_graph_cache": True, "cpp_cache_precompile_headers": False},
-    )
+    options = {"cpp.threads": 1, "compile_threads": 1, "fx_graph_cache": True}
+    made: Step = _inductor.compile(graph, arguments, options=options)
+    if closed:
+        _MADE[key] = made
     return made
 
 
