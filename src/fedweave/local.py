@@ -272,8 +272,8 @@ class _Batch:
 
 def _moving(model: Model, frozen: Set[str]) -> Tensor:
     """1 where a parameter may move, 0 where it is frozen [P]."""
-    parts = [torch.full((slot.size,), float(slot.name not in frozen), device=model.flat.device) for slot in model.layout.parameters]
-    return torch.cat(parts)
+    slots, device = model.layout.parameters, model.flat.device
+    return torch.cat([torch.full((slot.size,), float(slot.name not in frozen), device=device) for slot in slots])
 
 
 def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel on a device: the contract of engines through the very wrapper, with a guard that knows what was never put there."""
+"""The kernel on a device: nothing is made, moved or left elsewhere, by a guard that knows what was never put there."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fedweave.engines.base import Task, Trained
 from fedweave.engines.measuring import Measure
 from fedweave.errors import UsageError
 
+
 class Loose(Tensor):
     """A tensor that no call has put on the device: where there is a GPU, it were in the host's memory.
 
@@ -28,7 +29,7 @@ class Loose(Tensor):
     the place of a result. So it is with tensors of the host and a GPU.
     """
 
-    LOOKS = {"size", "dim", "numel", "stride", "element_size", "is_contiguous", "storage_offset", "is_floating_point", "ndimension"}
+    LOOKS = {"size", "dim", "numel", "stride", "element_size", "is_contiguous", "storage_offset", "is_floating_point"}
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -67,7 +67,7 @@ class Setup:
     engine: str = "auto"
     workers: int | None = 1
     work: Work = field(default_factory=lambda: Work(1, 1, 1.0, 1.0))
-    local: Local = Local()
+    local: Local = field(default_factory=Local)
 
 
 def build(setup: Setup) -> Engine:

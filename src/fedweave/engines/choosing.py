@@ -31,7 +31,7 @@ RATE = 5e10
 REUSE = 10.0
 """How often a convolution or a recurrent layer uses each of its parameters for one example, as a rule of thumb."""
 COMPILING = 20.0
-"""Seconds of a core that the first compilation of a step took, torch 2.13 and g++; each later one 5, one found in the cache 1."""
+"""Seconds of a core that the first compilation took, with torch 2.13 and g++; each later one 5, one found in the cache 1."""
 SAVED = 1e-3
 """Seconds of a core that a compiled step of a mapped stack saves, with a wide margin: 2 ms became 0.15 ms."""
 WORTH = 0.02

@@ -2,9 +2,9 @@
 """A stack whose step is compiled: torch's Inductor makes one C++ program of the gradient and the step, for one shape [K, B].
 
 The shape is fixed. Who has finished stays in the stack, masked, and a batch that is smaller is filled up. With dynamic shapes
-torch.compile compiled anew for every K that it met, and a step of 16 small models took a fifth to an eighth of the time of the mapped
-one, where the program of one shape takes a fourteenth (torch 2.13, one core). What comes far short of the shape is left to
-the stack as it was.
+torch.compile compiled anew for every K that it met, and a step of 16 small models took a fifth to an eighth of the time of the
+mapped one, where the program of one shape takes a fourteenth (torch 2.13, one core). What comes far short of the shape is
+left to the stack as it was.
 
 The program is made when the engine is, before processes are forked, which then have it too. It uses one thread, so that neither
 the number of threads nor of processes decides its additions. It is kept in a folder of the cache.
@@ -97,9 +97,8 @@ class Compiled:
         clients, batch = self.clients - x.shape[0], self.batch - x.shape[1]
         if not clients and not batch:
             return x.contiguous(), y.contiguous()
-        return tuple(  # type: ignore[return-value]
-            F.pad(each, (0, 0) * (each.ndim - 2) + (0, batch, 0, clients), value=filler) for each, filler in ((x, 0), (y, IGNORED))
-        )
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, batch, 0, clients))
+        return x, F.pad(y, (0, 0) * (y.ndim - 2) + (0, batch, 0, clients), value=IGNORED)
 
 
 def compiled(plain: Stack, model: Model, x: Tensor, y: Tensor, clients: int, batch: int, descends: bool) -> Compiled | str:
@@ -172,10 +171,10 @@ def _program(step: Step, arguments: list[Tensor]) -> Step:
     closed = all(node.op != "get_attr" for node in graph.graph.nodes)  # no tensor of a module's own is part of it
     if closed and key in _MADE:
         return _MADE[key]
-    # Not by way of torch.compile: it guards every call by what cannot change here, the number of threads too, compiles anew where
-    # it finds it changed, and gives up after eight models.
+    # Not by way of torch.compile: it guards every call by what cannot change here, the number of threads too, compiles anew
+    # where it finds it changed, and gives up after eight models.
     options = {"cpp.threads": 1, "compile_threads": 1, "fx_graph_cache": True}
-    made: Step = _inductor.compile(graph, arguments, options=options)
+    made: Step = _inductor.compile(graph, [*arguments], options=options)
     if closed:
         _MADE[key] = made
     return made

@@ -19,7 +19,7 @@ from fedweave.errors import UsageError
 from fedweave.models import Model, drawing
 
 ROOM = 2**28
-"""Bytes of a stack's weights at most on a device. Not measured: so much, and a few times that for what goes with it, fits any GPU."""
+"""Bytes of a stack's weights at most on a device. Not measured: that and a few times as much beside it should fit any GPU."""
 
 
 HOST = torch.device("cpu")
@@ -71,9 +71,7 @@ class OnDevice:
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
         there, back = _Moving(self.device), _Moving(HOST)
-        moved = [
-            task._replace(ask=there.record(task.ask), buffers=there(task.buffers), mine=there.record(task.mine)) for task in tasks
-        ]
+        moved = [t._replace(ask=there.record(t.ask), buffers=there(t.buffers), mine=there.record(t.mine)) for t in tasks]
         # As on the host, what a program of one's own draws is none the other for our having drawn.
         draws = drawing(self.device)
         before = draws.get_state()

@@ -14,7 +14,7 @@ from fedweave.contract import Array, Arrays, Update
 
 
 def together(records: Sequence[Any], device: torch.device | None = None) -> Any:
-    """One record for a stack: [K, ...] of arrays, [K, 1] of numbers, these on ``device``; what is the same for all stays as it is.
+    """One record for a stack: [K, ...] of arrays, [K, 1] of numbers, on ``device``; what is the same for all stays as it is.
     None of Nones."""
     if records[0] is None:
         return None
