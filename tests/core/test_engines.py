@@ -133,7 +133,7 @@ class EngineContract:
 
     @forks
     def test_other_reductions_and_attacks_in_processes(self) -> None:
-        for reduce in ("krum(f=3)", "geometric-median", "bucketing(s=2, then=median)"):
+        for reduce in ("krum(f=3)", "geometric_median", "bucketing(s=2, then=median)"):
             changes = {"algorithm": f"fedavg(reduce={reduce})", "attack": "ipm", "byzantine": 4}
             assert run(self.engine, 3, **changes).model_hash == run(self.engine, **changes).model_hash
 
