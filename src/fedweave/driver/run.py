@@ -168,6 +168,7 @@ class Driver:
             workers=1 if self.config.threads != 1 else self.config.workers,
             work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
             why=f"measured: {self.timings[0].seconds:.3g} s a round" if self.timings else "as asked for",
+            local=local,
         )
 
     # Where a run begins --------------------------------------------------------------------------------------------------
