@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedweave import attacks, data
+from fedweave import attacks, data, population, sampling
 from fedweave.algorithms import (
     APFL,
     SCAFFOLD,
@@ -33,6 +33,7 @@ from fedweave.algorithms import (
 from fedweave.contract import Algorithm, Arrays, Ask, Cohort, Local, Mean, Reduction, State, Update, Work
 from fedweave.data import IID, ByColumn, Classes, Dirichlet, LogNormal, PowerLaw, Shards
 from fedweave.errors import FedweaveError
+from fedweave.population import Population
 from fedweave.reduce import (
     NNM,
     Bucketing,
@@ -108,6 +109,7 @@ __all__ = [
     "MimeLite",
     "MultiKrum",
     "NormClipping",
+    "Population",
     "PowerLaw",
     "QFedAvg",
     "Reduction",
@@ -123,6 +125,8 @@ __all__ = [
     "attacks",
     "data",
     "matching",
+    "population",
     "resume",
+    "sampling",
     "simulate",
 ]

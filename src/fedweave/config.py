@@ -87,11 +87,19 @@ class Config(BaseModel):
     buffers: Literal["mean", "keep"] = Field(
         "mean", description="BatchNorm statistics: average the clients', or keep the initial ones"
     )
+    policy: str = Field(
+        "synchronous", description="when a round closes, e.g. 'over-selection(factor=1.3)' or 'fedbuff(buffer=10)'"
+    )
+    sampling: str = Field("uniform", description="which clients are asked, e.g. 'available' or 'power-of-choice(d=20)'")
+    population: str | None = Field(
+        None, description="the clients' devices, e.g. 'population(speed=lognormal(median=100, sigma=1))'; none: no clock"
+    )
     effort: str = Field("full", description="how much of their local work clients do, e.g. 'stragglers(share=0.5)'")
     attack: str | None = Field(None, description="what bad clients send, e.g. 'ipm(epsilon=0.1)'")
     byzantine: Annotated[int | float, BeforeValidator(_cohort)] = Field(
         0, description="how many clients are bad, a count or a fraction of all; needs attack"
     )
+    diagnostics: bool = Field(True, description="note what `fedweave diagnose` reads, in the run's folder")
     engine: str = Field("auto", description="how the cohort is trained")
     workers: int | None = Field(None, description="processes that train; as many as are worth it unless given")
     threads: int | None = Field(None, description="torch threads; chosen from the model unless given")

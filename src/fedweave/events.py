@@ -15,6 +15,9 @@ from fedweave.reduce.base import Partial
 Status = Literal["rounds", "target", "patience", "time", "diverged", "interrupted"]
 """How a run ended."""
 
+Timer = Literal["deadline", "retry", "refill"]
+"""What a timer is for: the end of a round; another try to find clients online; places of asynchronous clients to be taken."""
+
 
 # Events ------------------------------------------------------------------------------------------------------------------
 
@@ -45,8 +48,18 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The answer of a client is in: it counts from now on, and ``Collect`` asks for what it says once that is needed."""
+
+    round: int
+    position: int
+    survey: bool = False
+
+
+@dataclass(frozen=True)
 class Arrived:
-    """The updates of the cohort's positions ``first`` up to ``last`` (excluded), already gathered where they were made."""
+    """The updates of the cohort's positions ``first`` up to ``last`` (excluded), already gathered where they were made; an
+    answer that had not come before is in with them."""
 
     round: int
     first: int
@@ -58,12 +71,21 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Failed:
-    """The client at this position of the cohort will not answer."""
+    """The client at this position of the cohort will not answer; or it did (``refused``), and what it sent is of no use."""
 
     round: int
     position: int
     reason: str
     survey: bool = False
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Fired:
+    """The time of a timer has come."""
+
+    name: Timer
+    number: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ class Stop:
     status: Status
 
 
-Event = Begin | Arrived | Failed | Evaluated | Stop
+Event = Begin | Answered | Arrived | Failed | Fired | Evaluated | Stop
 
 # Effects -----------------------------------------------------------------------------------------------------------------
 
@@ -90,11 +112,43 @@ Event = Begin | Arrived | Failed | Evaluated | Stop
 @dataclass(frozen=True)
 class Train:
     """Ask these clients, ascending, to train from the coordinator's state; or, in a survey, for what ``Algorithm.survey``
-    says."""
+    says.
+
+    Args:
+        round: the round that they begin in.
+        clients: at the positions ``first``, ``first`` + 1, ... of the round; an asynchronous run counts on from round to round.
+        seconds: a client that will not be done by then sends what it has.
+    """
 
     round: int
     clients: npt.NDArray[np.int64]
     survey: bool = False
+    first: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Of these answers, ascending positions, ``Arrived`` is wanted now: (the round that it began in, its position)."""
+
+    answers: tuple[tuple[int, int], ...]
+    survey: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """What these clients do, or have to say, is no longer needed: (the round that it began in, its position)."""
+
+    tasks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    """Send ``Fired`` at a time of the driver's clock, after everything else that happens at that time."""
+
+    name: Timer
+    number: int
+    at: float
 
 
 @dataclass(frozen=True)
@@ -126,4 +180,4 @@ class Finish:
     message: str
 
 
-Effect = Train | Evaluate | Publish | Ignored | Finish
+Effect = Train | Collect | Cancel | SetTimer | Evaluate | Publish | Ignored | Finish

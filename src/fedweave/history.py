@@ -25,8 +25,12 @@ class Round:
         examples, steps: examples held by, and local steps taken by, the clients whose updates were counted.
         refused: (client, reason) of each update that was not counted.
         seconds_evaluating: wall time of the evaluation.
-        dropped: clients that were not done in time, so that the round went on without them.
+        dropped: clients that the round went on without, ascending; in an asynchronous run once for each task that was lost.
         figures: numbers of the algorithm's own, such as the widths of layers that grow.
+        reasons: why, of each of ``dropped``.
+        virtual_seconds: from the start of the run to the end of this round on the clients' own clock; None if they have none.
+        staleness: of each of ``cohort``, how many steps the server took since the model that it began from; empty where all
+            begin from the round's own.
     """
 
     number: int
@@ -42,6 +46,9 @@ class Round:
     seconds_evaluating: float = 0.0
     dropped: tuple[int, ...] = ()
     figures: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    virtual_seconds: float | None = None
+    staleness: tuple[int, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON-ready values; numbers that JSON lacks become None."""
@@ -55,7 +62,8 @@ class Round:
         record = dict(record)
         record["metrics"] = {k: math.nan if v is None else v for k, v in record["metrics"].items()}
         record["cohort"] = tuple(record["cohort"])
-        record["dropped"] = tuple(record["dropped"])
+        for name in ("dropped", "reasons", "staleness"):
+            record[name] = tuple(record.get(name, ()))
         record["refused"] = tuple((client, reason) for client, reason in record["refused"])
         return cls(**record)
 

@@ -68,6 +68,8 @@ def _value(node: ast.expr) -> Any:
         return Named(normalise(node.id), {})
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return Named(normalise(node.func.id), _arguments(node))
+    if isinstance(node, ast.List):
+        return [_value(item) for item in node.elts]
     return ast.literal_eval(node)
 
 
@@ -100,12 +102,19 @@ def _build(kind: str, registry: Mapping[str, Callable[..., T]], name: str, value
     for key, value in values.items():
         if isinstance(value, str) and key in parts:
             value = Named(*parse(value))
-        if isinstance(value, Named):
-            if key not in parts:
-                raise UsageError(f"{key} of {name} is {value.name!r}; give a plain value, and a text in quotes.")
-            value = _build(*parts[key], value.name, value.values, parts)
-        given[key] = value
+        given[key] = _made(name, key, value, parts)
     return make(**given)
+
+
+def _made(name: str, key: str, value: Any, parts: Parts) -> Any:
+    """A parameter's value, with all that is named in it built."""
+    if isinstance(value, list):
+        return [_made(name, key, item, parts) for item in value]
+    if not isinstance(value, Named):
+        return value
+    if key not in parts:
+        raise UsageError(f"{key} of {name} is {value.name!r}; give a plain value, and a text in quotes.")
+    return _build(*parts[key], value.name, value.values, parts)
 
 
 def spell(name: str, value: Any, parts: Parts | None = None) -> str:
@@ -120,12 +129,17 @@ def spell(name: str, value: Any, parts: Parts | None = None) -> str:
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if given != default:
-            text = repr(given)
-            for inner, kind in (parts or {}).get(field.name, ("", {}))[1].items():
-                if type(given) is kind:
-                    text = spell(inner.replace("-", "_"), given, parts)
-            written.append(f"{field.name}={text}")
+            written.append(f"{field.name}={_text(field.name, given, parts or {})}")
     return f"{name}({', '.join(written)})" if written else name
+
+
+def _text(key: str, value: Any, parts: Parts) -> str:
+    if isinstance(value, (list, tuple)) and key in parts:
+        return f"[{', '.join(_text(key, item, parts) for item in value)}]"
+    for inner, kind in parts.get(key, ("", {}))[1].items():
+        if type(value) is kind:
+            return spell(inner.replace("-", "_"), value, parts)
+    return repr(value)
 
 
 def chosen(kind: str, registry: Mapping[str, type[T]], base: type[Any], choice: Any, parts: Parts | None = None) -> T:

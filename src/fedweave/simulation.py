@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,31 @@ import numpy.typing as npt
 import safetensors.numpy
 import torch
 
-from fedweave import attacks, names, population
+from fedweave import attacks, names
 from fedweave import data as datasets
+from fedweave import policy as policies
+from fedweave import population as populations
+from fedweave import sampling as samplings
 from fedweave.algorithms import algorithm as named_algorithm
 from fedweave.algorithms import spell
 from fedweave.attacks import Attack
 from fedweave.config import Config, LocalConfig
 from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
-from fedweave.driver import Driver, Observer
+from fedweave.driver import Driver, Observer, Terms
+from fedweave.driver.profiling import FILE as PROFILE
+from fedweave.driver.profiling import Profile, spelled
+from fedweave.driver.telling import torch_threads
+from fedweave.driver.tuning import SECONDS, tuned
+from fedweave.engines.calibrating import Timing
 from fedweave.errors import DataError, MismatchError, UsageError
 from fedweave.history import Round, Target
 from fedweave.layout import Layout, model_hash
 from fedweave.models import Loss, ModelChoice
-from fedweave.policy import Rules
-from fedweave.population import Effort
+from fedweave.policy import Policy, Rules
+from fedweave.population import Effort, Source
 from fedweave.result import Result
+from fedweave.sampling import Sampling
 from fedweave.store import RunStore, unpack
 
 IN_MEMORY = "in-memory"
@@ -54,13 +65,18 @@ def simulate(
     loss: Loss | str | None = None,
     metrics: Mapping[str, Loss] | None = None,
     out: str | Path | None = None,
+    policy: Policy | str = "synchronous",
+    sampling: Sampling | str = "uniform",
+    population: Source | str | None = None,
     effort: Effort | str = "full",
     attack: Attack | str | None = None,
     byzantine: float = 0,
+    diagnostics: bool = True,
     engine: str = "auto",
     workers: int | None = None,
     threads: int | None = None,
     checkpoint_every: float = 10.0,
+    profile: bool = False,
     observer: Observer | None = None,
 ) -> Result:
     """Train one model over a split's clients.
@@ -86,13 +102,22 @@ def simulate(
         loss: (output, y) -> mean loss, or its ``"package.module:function"``; cross-entropy unless given.
         metrics: name -> (output, y) -> value per example, measured beside the loss.
         out: folder to keep the run in; it can then be resumed after any crash.
+        policy: when a round closes: ``"synchronous"``, ``"deadline(seconds=60)"``, ``"over-selection(factor=1.3)"``,
+            ``"k-of-n(k=8)"``; or ``"fedbuff(buffer=10)"`` and ``"fedasync(alpha=0.6)"``, whose ``rounds`` are steps of the
+            server and whose ``cohort`` is at work at a time. All but the first need a population.
+        sampling: who is asked, e.g. ``"available"`` or ``"power-of-choice(d=20)"`` (see ``fedweave.sampling``).
+        population: the clients' devices, on whose clock the run then goes, e.g. ``"population(speed=lognormal(median=100,
+            sigma=1))"`` (see ``fedweave.population``).
         effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
-        engine: ``"eager"``, ``"vectorized"``, ``"compiled"`` or ``"cuda"``, or ``"auto"`` to have it chosen.
+        diagnostics: note of each update, in ``out``, what ``fedweave diagnose`` reads; changes no result.
+        engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"compiled"``, the same by a program made
+            for them; ``"cuda"`` on a GPU; ``"ray"`` for a Ray cluster; or ``"auto"`` to have it chosen by rules.
         workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
+        profile: take the time of what is done, in one process; ``result.profile`` says where it went, and the report too.
         observer: called with each event of ``fedweave.history``.
 
     Raises:
@@ -104,9 +129,15 @@ def simulate(
         remedy = "make one with fw.data.partition(data, fw.IID(), clients=100) or fw.data.from_clients([...])"
         raise UsageError(f"data is a {type(given).__name__}, but clients' data is needed: {remedy}.")
     algorithm = named_algorithm(algorithm)
-    willing, adversary = population.effort(effort), attacks.attack(attack)
     wanted = Target.of(target) if target is not None else None
-    rules = Rules(rounds, wanted, stop_at_target, patience, evaluate_every)
+    terms = Terms(
+        Rules(rounds, wanted, stop_at_target, patience, evaluate_every),
+        populations.effort(effort),
+        attacks.attack(attack),
+        policies.policy(policy),
+        None if population is None else populations.population(population),
+        samplings.sampling(sampling),
+    )
     config = Config.make(
         {
             **_spelled_data(data),
@@ -124,26 +155,57 @@ def simulate(
             "evaluate_every": evaluate_every,
             "evaluate": _measured(evaluate, data, algorithm.personalised),
             "buffers": buffers,
-            "effort": population.spell(willing),
-            "attack": None if adversary is None else attacks.spell(adversary),
+            "policy": policies.spell(terms.policy),
+            "sampling": samplings.spell(terms.sampling),
+            "population": None if terms.source is None else populations.spell(terms.source),
+            "effort": populations.spell(terms.effort),
+            "attack": None if terms.attack is None else attacks.spell(terms.attack),
             "byzantine": byzantine,
+            "diagnostics": diagnostics,
             "engine": engine,
-            "workers": workers,
+            "workers": 1 if profile and workers is None else workers,
             "threads": threads,
             "checkpoint_every": checkpoint_every,
             "initial": None if initial is None else "initial.safetensors",
         }
     )
     with torch.random.fork_rng(devices=[]):
-        driver = Driver(config, data, model, algorithm, loss, metrics, rules, observer, willing, adversary)
+        driver = Driver(config, data, model, algorithm, loss, metrics, terms, observer)
         if initial is not None:
             driver.begin_from(initial)
         if out is not None:
             driver.keep_in(Path(out), initial)
-        return driver.drive()
+        return _profiled(driver) if profile else driver.drive()
 
 
-def run(config: Config, *, out: str | Path | None = None, observer: Observer | None = None) -> Result:
+def _profiled(driver: Driver) -> Result:
+    with Profile() as taken:
+        result = driver.drive()
+    parts = taken.parts(driver.algorithm)
+    if result.folder is not None:
+        (result.folder / PROFILE).write_bytes(spelled(parts))
+    return replace(result, profile=parts)
+
+
+def tune(config: Config, seconds: float = SECONDS) -> list[Timing]:
+    """How long a round of a configuration takes with each engine and number of processes on this machine, fastest first.
+
+    Args:
+        seconds: for all of them together, about.
+
+    Raises:
+        UsageError, DataError: the configuration cannot be run.
+    """
+    plain = config.model_copy(update={"engine": "auto"})
+    with torch.random.fork_rng(devices=[]):
+        driver = Driver(
+            plain, split_of(plain), plain.model, named_algorithm(plain.algorithm), plain.loss, None, Terms.of(plain), None
+        )
+        with torch_threads(driver.config.threads or 1):
+            return tuned(driver.setup(), driver.state, driver.buffers, driver.cohort, driver.local, seconds)
+
+
+def run(config: Config, *, out: str | Path | None = None, profile: bool = False, observer: Observer | None = None) -> Result:
     """Run a configuration, as ``fedweave run`` does. Raises what ``simulate`` raises."""
     arguments: dict[str, Any] = config.model_dump(
         exclude={"data", "partition", "clients", "holdout", "split_seed", "local", "initial"}
@@ -156,6 +218,7 @@ def run(config: Config, *, out: str | Path | None = None, observer: Observer | N
         local=config.local.value(),
         initial=None if config.initial is None else _read_weights(Path(config.initial)),
         out=out,
+        profile=profile,
         observer=observer,
     )
 
@@ -197,17 +260,9 @@ def resume(
         for name, choice in (("model", chosen), ("loss", objective)):
             if choice == IN_MEMORY:
                 raise UsageError(f"The run's {name} was a Python object that no text can name: pass it again as {name}=.")
-        rules = Rules(
-            config.rounds,
-            Target.of(config.target) if config.target else None,
-            config.stop_at_target,
-            config.patience,
-            config.evaluate_every,
-        )
         with torch.random.fork_rng(devices=[]):
             chosen_algorithm = named_algorithm(algorithm or config.algorithm)
-            willing, adversary = population.effort(config.effort), attacks.attack(config.attack)
-            driver = Driver(config, split, chosen, chosen_algorithm, objective, metrics, rules, observer, willing, adversary)
+            driver = Driver(config, split, chosen, chosen_algorithm, objective, metrics, Terms.of(config), observer)
             if driver.model.layout.fingerprint != about["layout"]:
                 raise MismatchError(f"The model is not the one that the run in {folder} began with. Pass the same model=.")
             driver.go_on_from(store)
@@ -243,6 +298,7 @@ def load_result(folder: str | Path) -> Result:
             parameters=layout.size,
             folder=folder,
             grown=bool(snapshot.layout),
+            profile=json.loads((folder / PROFILE).read_bytes()) if (folder / PROFILE).exists() else None,
         )
     finally:
         store.close()

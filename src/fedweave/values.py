@@ -33,6 +33,10 @@ class Arrays(Mapping[str, Array]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable; use replace({name}=...)")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For processes of one's own that exchange records."""
+        return _remade, (type(self), self._items)
+
     def __getitem__(self, name: str) -> Array:
         return self._items[name]
 
@@ -49,9 +53,6 @@ class Arrays(Mapping[str, Array]):
 
         return f"{type(self).__name__}({', '.join(f'{k}={short(v)}' for k, v in self._items.items())})"
 
-    def __reduce__(self) -> Any:
-        return _made, (type(self), self._items)
-
     def replace(self, **items: Array) -> Self:
         """A copy with some names set."""
         return type(self)(**{**self._items, **items})
@@ -61,7 +62,7 @@ class Arrays(Mapping[str, Array]):
         return type(self)(**{name: change(value) for name, value in self._items.items()})
 
 
-def _made(kind: type[Arrays], items: dict[str, Array]) -> Arrays:
+def _remade(kind: type[Arrays], items: dict[str, Array]) -> Arrays:
     return kind(**items)
 
 

@@ -24,7 +24,7 @@ import fedweave as fw
 from fedweave import attacks
 from fedweave.attacks import ALIE, ATTACKS, IPM, Attack, BitFlip, Gaussian, LabelFlip, Mimic, SignFlip, attack, hidden, spell
 from fedweave.config import Config
-from fedweave.driver import _byzantine
+from fedweave.driver.checks import byzantine_clients
 from fedweave.errors import UnknownName, UsageError
 from fedweave.reduce.base import Moment
 from fedweave.store import Snapshot, pack, unpack
@@ -433,7 +433,7 @@ def test_the_aggregate_under_ipm_is_the_formula() -> None:
     same |= {"evaluate_every": 0, "threads": 1}
     start = fw.simulate(**(same | {"rounds": 0})).weights
     attacked = fw.simulate(**same, attack="ipm(epsilon=0.5)", byzantine=2).weights
-    bad = _byzantine(Config.make({"byzantine": 2, "attack": "ipm", "seed": 0}), IPM(0.5), 6)
+    bad = byzantine_clients(Config.make({"byzantine": 2, "attack": "ipm", "seed": 0}), IPM(0.5), 6)
     good = [k for k in range(6) if k not in bad]
     few = fw.data.from_clients([data.client(k) for k in good])
     alone = fw.simulate(**(same | {"data": few, "cohort": 4, "initial": start})).weights
@@ -496,7 +496,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_script_knows_whom_the_simulator_makes_bad(script: ModuleType) -> None:
     for seed in range(5):
         config = Config.make({"byzantine": script.BAD, "attack": "ipm", "seed": seed})
-        assert script.bad_clients(seed) == _byzantine(config, IPM(), script.GOOD + script.BAD)
+        assert script.bad_clients(seed) == byzantine_clients(config, IPM(), script.GOOD + script.BAD)
 
 
 def test_the_script_deals_by_label_to_the_good_and_at_random_to_the_bad(script: ModuleType) -> None:

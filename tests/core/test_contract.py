@@ -90,7 +90,7 @@ def test_a_survey_gathers_the_gradient_of_the_cohort_before_it_trains() -> None:
 
 def coordinator(algorithm: fw.Algorithm, cohort: int = 3, rounds: int = 2) -> Coordinator:
     state = algorithm.init(np.zeros(2))
-    return Coordinator(algorithm, state, np.zeros(0), 3, Synchronous(cohort), Rules(rounds, evaluate_every=0), 0)
+    return Coordinator(algorithm, state, np.zeros(0), 3, cohort, Synchronous(), Rules(rounds, evaluate_every=0), 0)
 
 
 def block(train: Train, value: float, survey: bool, refused: tuple = ()) -> Arrived:
@@ -125,8 +125,10 @@ def test_the_coordinator_keeps_the_two_conversations_apart() -> None:
     assert isinstance(train, Train)
     assert train.survey
     record = published.record
-    assert (record.seconds, record.bytes_up, record.bytes_down) == (4.0, 20, 10)
-    assert [reason for _, reason in record.refused] == ["bad", "it went away", "it went away"]
+    # Client 2 was sent the weights and the mean gradient, four numbers, twice, for nothing.
+    assert (record.seconds, record.bytes_up, record.bytes_down) == (4.0, 20, 10 + 2 * 4 * 8)
+    assert record.refused == ((0, "bad"),)
+    assert (record.dropped, record.reasons) == ((2,), ("it went away",))
 
 
 def test_a_survey_that_nobody_answers_changes_nothing_and_the_round_goes_on() -> None:
@@ -188,6 +190,10 @@ def test_a_reduction_is_told_what_it_gave_last_and_that_is_part_of_a_checkpoint(
 # How much clients do -----------------------------------------------------------------------------------------------------
 
 
+def asked_of(clients: Any, local: fw.Local, seed: int = 0, round: int = 1) -> population.Asked:
+    return population.Asked(seed, round, clients, local, np.full(len(clients), 100))
+
+
 @given(
     share=st.floats(0, 1),
     epochs=st.integers(1, 30),
@@ -198,30 +204,31 @@ def test_a_reduction_is_told_what_it_gave_last_and_that_is_part_of_a_checkpoint(
 @settings(max_examples=60, deadline=None)
 def test_stragglers_are_the_asked_share_and_do_one_epoch_to_all(share, epochs, cohort, seed, round) -> None:
     clients, local = np.arange(cohort), fw.Local(epochs=epochs)
-    kept = population.Stragglers(share).plan(seed, round, clients, local)
-    dropped = population.Stragglers(share, drop=True).plan(seed, round, clients, local)
+    asked = asked_of(clients, local, seed, round)
+    kept = population.Stragglers(share).plan(asked)
+    dropped = population.Stragglers(share, drop=True).plan(asked)
     assert dropped.count(None) == cohort - int(np.floor(cohort * (1 - share) + 0.5))
     for one, other in zip(kept, dropped, strict=True):
         assert 1 <= one.epochs <= epochs
         assert other is None or other == one == local
-    assert kept == population.Stragglers(share).plan(seed, round, clients, local)
+    assert kept == population.Stragglers(share).plan(asked)
 
 
 def test_stragglers_are_drawn_anew_each_round_and_reach_every_number_of_epochs() -> None:
     local, effort = fw.Local(epochs=4), population.Stragglers(1.0)
-    drawn = [one.epochs for round in range(1, 40) for one in effort.plan(0, round, np.arange(10), local)]
+    drawn = [one.epochs for round in range(1, 40) for one in effort.plan(asked_of(np.arange(10), local, round=round))]
     counts = np.bincount(np.array(drawn, int), minlength=5)[1:]
     assert counts.min() > 390 / 4 * 0.6
-    steps = population.Stragglers(1.0).plan(0, 1, np.arange(10), fw.Local(steps=3))
+    steps = population.Stragglers(1.0).plan(asked_of(np.arange(10), fw.Local(steps=3)))
     assert {one.steps for one in steps} <= {1, 2, 3}
-    assert population.Full().plan(0, 1, np.arange(2), local) == [local, local]
+    assert population.Full().plan(asked_of(np.arange(2), local)) == [local, local]
 
 
 @given(low=st.integers(0, 5), more=st.integers(0, 5), seed=st.integers(0, 99))
 def test_uniform_epochs(low: int, more: int, seed: int) -> None:
-    plans = population.Uniform(low, low + more).plan(seed, 1, np.arange(50), fw.Local())
+    plans = population.Uniform(low, low + more).plan(asked_of(np.arange(50), fw.Local(), seed))
     assert {one.epochs for one in plans} <= set(range(low, low + more + 1))
-    by_steps = population.Uniform(low, low + more).plan(seed, 1, np.arange(50), fw.Local(steps=1))
+    by_steps = population.Uniform(low, low + more).plan(asked_of(np.arange(50), fw.Local(steps=1), seed))
     assert [one.steps for one in by_steps] == [one.epochs for one in plans]
 
 

@@ -24,6 +24,7 @@ from fedweave.coordinator import (
     Finish,
     Ignored,
     Publish,
+    Roster,
     Stop,
     Tally,
     Train,
@@ -33,15 +34,18 @@ from fedweave.coordinator import (
 from fedweave.errors import UsageError
 from fedweave.history import Target
 from fedweave.policy import Rules, Synchronous, cohort_size
+from fedweave.sampling import Uniform
 
 P = 3
+NOBODY = np.zeros(0, np.int64)
 
 
 def made(population=40, cohort=37, rounds=3, seed=0, **rules) -> Coordinator:
     rules = {"evaluate_every": 0} | rules
     algorithm = fw.FedAvg()
     state = algorithm.init(np.zeros(P, np.float32))
-    return Coordinator(algorithm, state, np.zeros(0, np.float32), population, Synchronous(cohort), Rules(rounds, **rules), seed)
+    buffers, wanted = np.zeros(0, np.float32), Rules(rounds, **rules)
+    return Coordinator(algorithm, state, buffers, population, cohort, Synchronous(), wanted, seed)
 
 
 def update(round: int, client: int) -> fw.Update:
@@ -63,7 +67,7 @@ def by_hand(coordinator: Coordinator, failing: set[tuple[int, int]]) -> np.ndarr
     """The rounds written out: the exact weighted mean over whoever did not fail."""
     w = np.zeros(P)
     for number in range(1, coordinator.rules.rounds + 1):
-        clients = coordinator.policy.select(coordinator.seed, number, coordinator.population)
+        clients = coordinator.course.choose(number, coordinator.course.size, 0.0, NOBODY)
         updates = [update(number, c) for p, c in enumerate(clients.tolist()) if (number, p) not in failing]
         total = sum(u.weight for u in updates)
         if total:
@@ -127,9 +131,10 @@ def test_clients_that_fail_are_left_out_and_the_round_goes_on(data, cohort: int,
     drive(coordinator, data.draw, failing)
     np.testing.assert_allclose(coordinator.state.weights, by_hand(coordinator, failing), rtol=1e-5, atol=1e-6)
     for record in coordinator.history:
-        named = {(record.number, record.cohort.index(client)) for client, _ in record.refused}
+        named = {(record.number, record.cohort.index(client)) for client in record.dropped}
         assert named == {(number, p) for number, p in failing if number == record.number}
-        assert all(reason == "it went away" for _, reason in record.refused)
+        assert record.reasons == ("it went away",) * len(record.dropped)
+        assert record.refused == ()
 
 
 def step_through(coordinator: Coordinator, metrics=lambda number: {}, delta=None) -> tuple[Finish, list]:
@@ -291,7 +296,7 @@ def test_buffers_follow_the_aggregate() -> None:
 
 @given(cohort=st.integers(1, 50), population=st.integers(50, 2000), seed=st.integers(0, 99), round=st.integers(1, 99))
 def test_a_cohort_is_drawn_without_replacement(cohort, population, seed, round) -> None:
-    chosen = Synchronous(cohort).select(seed, round, population)
+    chosen = Roster(Uniform(), seed, population)(round, cohort, 0.0, NOBODY)
     assert len(chosen) == len(set(chosen.tolist())) == cohort
     assert chosen.min() >= 0
     assert chosen.max() < population
@@ -301,7 +306,7 @@ def test_a_cohort_is_drawn_without_replacement(cohort, population, seed, round) 
 def test_every_client_is_drawn_as_often_as_any_other() -> None:
     counts = np.zeros(20)
     for number in range(1, 2001):
-        counts[Synchronous(5).select(0, number, 20)] += 1
+        counts[Roster(Uniform(), 0, 20)(number, 5, 0.0, NOBODY)] += 1
     # 2000 rounds x 5/20: mean 500, standard deviation sqrt(2000 x 0.25 x 0.75) = 19.4
     assert np.abs(counts - 500).max() < 4.5 * 19.4
 

@@ -25,7 +25,7 @@ from fedweave.algorithms import REGISTRY
 from fedweave.contract import Algorithm
 from fedweave.engines import building, parcels
 from fedweave.engines import compiled as making
-from fedweave.engines.choosing import SMALL, Work, choose
+from fedweave.engines.choosing import LARGE, Work, choose
 from fedweave.engines.rows import together
 from fedweave.engines.stacks import Mapped, stack
 from fedweave.engines.trying import refusal
@@ -310,8 +310,8 @@ class Gated(nn.Module):
     def forward(self, x):
         return self.out(sigmoid(self.gate(x)) * self.value(x))
 told = []
-print(fw.simulate(model=Gated, data=fw.data.load_split(sys.argv[1]), cohort=33, rounds=2, engine="compiled", workers=int(sys.argv[2]),
-    evaluate_every=0, local=fw.Local(lr=0.1, batch_size=4), observer=lambda e: told.append(getattr(e, "engine", "")))
+print(fw.simulate(model=Gated, data=fw.data.load_split(sys.argv[1]), cohort=33, rounds=2,
+    engine="compiled", workers=int(sys.argv[2]), evaluate_every=0, local=fw.Local(lr=0.1, batch_size=4), observer=lambda e: told.append(getattr(e, "engine", "")))
     .model_hash)
 print(told[0].split(",")[0])
 """
@@ -479,7 +479,7 @@ def test_a_stack_is_whole_blocks_and_bounded(parameters: int, itemsize: int) -> 
     assert clients % BLOCK == 0
     assert BLOCK <= clients <= 512
     assert clients == BLOCK or clients * parameters * itemsize <= 2**22
-    assert parameters > SMALL or width(parameters, 4) >= 32
+    assert parameters > LARGE or width(parameters, 4) >= 16
 
 
 @dataclass(frozen=True)
@@ -496,6 +496,16 @@ class Mixing(fw.FedAvg):
 
     def correct(self, grad: Any, y: Any, ask: Any, mine: Any) -> Any:
         return grad + y.mean()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pull_of_zero_is_none_to_the_bit(engine: str) -> None:
+    assert run(engine, algorithm="fedprox(mu=0)").model_hash == run(engine, algorithm="fedavg").model_hash
+    assert run(engine, algorithm="fedprox(mu=0.1)").model_hash != run(engine, algorithm="fedavg").model_hash
+    for algorithm in (fw.FedProx(mu=0.0), fw.FedNova(mu=0.0)):
+        grad, ask = torch.ones(3), fw.Ask(weights=torch.zeros(3), mu=0.0)
+        assert torch.equal(algorithm.correct(grad, torch.ones(3), ask, None), grad)
+        assert not algorithm.corrects
 
 
 @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"fedma", "fedbn"}))

@@ -30,7 +30,7 @@ from fedweave.algorithms.qfedavg import QFedAvg
 from fedweave.algorithms.worker_momentum import WorkerMomentum
 from fedweave.contract import Work
 from fedweave.errors import UsageError
-from fedweave.population import effort
+from fedweave.population import Asked, effort
 
 seeds = st.integers(0, 2**32 - 1)
 rates = st.floats(0.01, 2.0)
@@ -659,7 +659,8 @@ def slowly(algorithm: Any, split: fw.data.Split, history: Sequence[fw.Round], st
     mu = getattr(algorithm, "mu", 0.0)
     for record in history:
         parts = []
-        plan = effort("uniform(low=1, high=4)").plan(0, record.number, np.array(record.cohort), asked)
+        cohort = np.array(record.cohort)
+        plan = effort("uniform(low=1, high=4)").plan(Asked(0, record.number, cohort, asked, split.sizes[cohort]))
         for k, own in zip(record.cohort, plan, strict=True):
             inputs = torch.from_numpy(split.x_train[split.indices(k)]).double().flatten(1)
             labels = torch.from_numpy(split.y_train[split.indices(k)])

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 import fedweave as fw
 from fedweave import history as events
+from fedweave.coordinator import Roster
 from fedweave.errors import MismatchError, UnknownName, UsageError
 from fedweave.local import Turn, batches
-from fedweave.policy import Synchronous
+from fedweave.sampling import Uniform
 
 
 def small(clients: int = 7, seed: int = 0, test: bool = True):
@@ -58,7 +59,7 @@ def test_fedavg_is_a_plain_loop_over_modules() -> None:
     module.load_state_dict({k: torch.from_numpy(v) for k, v in start.items()})
     server = [p.detach().clone() for p in module.parameters()]
     for number in range(1, 5):
-        cohort = Synchronous(3).select(11, number, data.clients)
+        cohort = Roster(Uniform(), 11, data.clients)(number, 3, 0.0, np.zeros(0, np.int64))
         models, sizes = [], []
         for client in cohort.tolist():
             with torch.no_grad():

@@ -18,8 +18,9 @@ NAMES = set(
     """
     Algorithm algorithms APFL Arrays Ask attacks Bucketing Bulyan ByColumn CentredClipping Classes Cohort data Dirichlet
     Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedDyn FedMA FedNova FedPer FedProx FedRep FedSGD FedweaveError FedYogi
-    matching GeometricMedian IID Krum Local LogNormal Mean Median Mime MimeLite MultiKrum NNM NormClipping PowerLaw QFedAvg
-    Reduction Result resume Round SCAFFOLD Shards simulate State TrimmedMean Update Work WorkerMomentum
+    matching GeometricMedian IID Krum Local LogNormal Mean Median Mime MimeLite MultiKrum NNM NormClipping population Population
+    PowerLaw QFedAvg Reduction Result resume Round sampling SCAFFOLD Shards simulate State TrimmedMean Update Work
+    WorkerMomentum
     """.split()
 )
 
@@ -44,12 +45,18 @@ SIMULATE: dict[str, Any] = {
     "loss": None,
     "metrics": None,
     "out": None,
+    "policy": "synchronous",
+    "population": None,
+    "sampling": "uniform",
     "effort": "full",
     "attack": None,
     "byzantine": 0,
+    "diagnostics": True,
     "engine": "auto",
+    "workers": None,
     "threads": None,
     "checkpoint_every": 10.0,
+    "profile": False,
     "observer": None,
 }
 

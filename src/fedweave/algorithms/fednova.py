@@ -58,6 +58,7 @@ class FedNova(Algorithm):
     momentum: float = 0.0
     mu: float = 0.0
     paper: ClassVar[str] = "Wang et al., NeurIPS 2020, arXiv:2007.07481"
+    assumes_rounds: ClassVar[str] = "its step is as long as the mean of the steps that a cohort took from one model"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +73,10 @@ class FedNova(Algorithm):
             raise UsageError(f"FedNova cannot be used with optimizer={local.optimizer!r}: {why}. Use SGD.")
         if local.lr * self.mu >= 2:
             raise UsageError(f"FedNova cannot be used with mu={self.mu} and lr={local.lr}: lr * mu must be below 2. Lower mu.")
+
+    @property
+    def corrects(self) -> bool:
+        return self.mu > 0
 
     def init(self, weights: Array) -> State:
         return State(weights=weights, velocity=0 * weights) if self.momentum else State(weights=weights)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedweave.contract import Algorithm, Arrays, Ask, Local, State, Update
 from fedweave.coordinator import Tally
+from fedweave.diagnosis import Seen
 from fedweave.local import Outcome, Turn
 from fedweave.reduce.base import Partial
 
@@ -25,7 +26,9 @@ from fedweave.reduce.base import Partial
 class Job:
     """One conversation: these clients, ascending, from this state [P] and these buffers [B].
 
-    ``efforts`` says how each of them trains, None if it is not done in time; in a survey nobody trains.
+    ``efforts`` says how each of them trains, None if its work is not wanted or it is not done in time; in a survey nobody
+    trains. ``apart``: each update is handed over in a block of its own.
+    ``observe``: note of each counted client what ``diagnosis.observe`` makes of its update.
     """
 
     round: int
@@ -35,6 +38,8 @@ class Job:
     buffers: Any
     efforts: Sequence[Local | None]
     survey: bool = False
+    apart: bool = False
+    observe: bool = False
 
     def ask(self, position: int) -> Ask:
         """What the client at this position of the cohort is sent."""
@@ -47,6 +52,30 @@ class Job:
     def turn(self, seed: int, position: int) -> Turn:
         """Where its random draws are addressed."""
         return Turn(seed, self.round, int(self.clients[position]))
+
+
+@dataclass(frozen=True)
+class Scattered(Job):
+    """Clients of an asynchronous run, in any order, none of them twice: each began in a round of its own, from the model that
+    was the server's then. ``state`` and ``buffers`` are the server's now.
+
+    Args:
+        rounds: in which each began, which addresses its draws and its learning rate.
+        bases: (state, buffers) that each began from; one and the same object for all that began in one round.
+    """
+
+    rounds: Sequence[int] = ()
+    bases: Sequence[tuple[State, Any]] = ()
+    apart: bool = True
+
+    def ask(self, position: int) -> Ask:
+        return self.algorithm.ask(self.bases[position][0], int(self.clients[position]))
+
+    def starts(self, position: int) -> Any:
+        return self.bases[position][1]
+
+    def turn(self, seed: int, position: int) -> Turn:
+        return Turn(seed, self.rounds[position], int(self.clients[position]))
 
 
 @dataclass(frozen=True)
@@ -88,12 +117,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order."""
+    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order;
+    ``seen`` are those that were counted, if the job observes."""
 
     first: int
     last: int
     partial: Partial
     tally: Tally
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass

@@ -19,8 +19,8 @@ from fedweave.engines.workers import possible
 from fedweave.models import Model
 from fedweave.reduce.parallel import cores
 
-SMALL = 2**15
-"""Parameters up to which a step is calls rather than arithmetic, and sixteen models share a core's cache."""
+LARGE = 2**16
+"""Parameters beyond which no stack is worth while."""
 TOO_LARGE = "a stack of models this large would not fit the cache"
 ALONE = 4
 """Clients of a cohort from which a stack of them is worth its calls."""
@@ -78,6 +78,8 @@ def choose(model: Model, stack: Stack | str, work: Work, kernel: str | None, wor
         why = "as asked for"
     elif isinstance(stack, str):
         kernel, why = "eager", f"one client at a time: {stack}"
+    elif parameters > stack.most:
+        kernel, why = "eager", f"one client at a time: {TOO_LARGE}"
     elif work.cohort < ALONE:
         kernel, why = "eager", f"one client at a time: a cohort of {work.cohort}"
     elif stack.name == Mapped.name and _pays(model, work):

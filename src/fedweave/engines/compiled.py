@@ -52,7 +52,7 @@ class Compiled:
 
     def __init__(self, plain: Stack, step: Step, clients: int, batch: int, descends: bool) -> None:
         self.plain, self.step, self.clients, self.batch, self.descends = plain, step, clients, batch, descends
-        self.name = f"{plain.name}, compiled"
+        self.name, self.most = f"{plain.name}, compiled", plain.most
         self._numbers: tuple[Any, list[Tensor]] = (None, [])
         self._live: dict[int, Tensor] = {}
 

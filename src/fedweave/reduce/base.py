@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 
+from fedweave.errors import UsageError
 from fedweave.values import Array, Update
 
 Partial = Any
@@ -40,7 +41,10 @@ class Reduction(Protocol):
     A reduction may have more, and everything does without it that has not: ``linear``, whether the aggregate is the weighted
     mean (which some algorithms and secure sums need); ``check(cohort)``, raising UsageError if it cannot work with so many
     clients; ``at(moment)``, itself for one round, with what only the round knows; ``remembers``, whether it must be told
-    ``moment.last``, which is then part of the server's state.
+    ``moment.last``, which is then part of the server's state; ``scaled(partial, factor, but)``, the same with all that was
+    gathered, weights and the arrays named in ``but`` excepted, times ``factor`` (which asynchronous rounds need, to discount
+    what is stale); ``single(partial)``, the one update that was added, or None, and ``restored(update)``, the way back, where
+    ``result`` and ``add`` are not that.
     """
 
     def empty(self) -> Partial:
@@ -79,6 +83,35 @@ def at(reduction: Reduction, moment: Moment) -> Reduction:
     """The reduction for one round."""
     bound = getattr(reduction, "at", None)
     return reduction if bound is None else bound(moment)
+
+
+def scaled(reduction: Reduction, partial: Partial, factor: float, but: tuple[str, ...] = ()) -> Partial:
+    """What was gathered, all but its weights and the arrays named in ``but`` times ``factor``; ``partial`` must not be used
+    afterwards.
+
+    Raises:
+        UsageError: the reduction cannot discount what is stale.
+    """
+    found = getattr(reduction, "scaled", None)
+    if found is None:
+        name = type(reduction).__name__
+        raise UsageError(f"The reduction {name} has no scaled(partial, factor, but), which asynchronous rounds need.")
+    return found(partial, factor, but)
+
+
+def single(reduction: Reduction, partial: Partial) -> Update | None:
+    """The update that was gathered alone, to the bit; None if it had no weight."""
+    found = getattr(reduction, "single", reduction.result)
+    update: Update | None = found(partial)
+    return update
+
+
+def restored(reduction: Reduction, update: Update | None) -> Partial:
+    """What ``single`` was given."""
+    if update is None:
+        return reduction.empty()
+    found = getattr(reduction, "restored", None)
+    return reduction.add(reduction.empty(), update) if found is None else found(update)
 
 
 def check(reduction: Reduction, cohort: int) -> None:

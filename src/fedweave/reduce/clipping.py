@@ -51,5 +51,12 @@ class NormClipping:
     def merge(self, first: Partial, second: Partial) -> Partial:
         return Mean().merge(first, second)
 
+    def scaled(self, partial: Partial, factor: float, but: tuple[str, ...] = ()) -> Partial:
+        return Mean().scaled(partial, factor, but)
+
+    def restored(self, update: Update) -> Partial:
+        # It is clipped already; its norm may have been rounded to more than the radius.
+        return Mean().add(Mean().empty(), update)
+
     def result(self, partial: Partial) -> Update | None:
         return Mean().result(partial)

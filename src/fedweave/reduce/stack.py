@@ -60,6 +60,9 @@ class Bound:
     def merge(self, first: list[Update], second: list[Update]) -> list[Update]:
         return self.rule.merge(first, second)
 
+    def scaled(self, partial: list[Update], factor: float, but: tuple[str, ...] = ()) -> list[Update]:
+        return self.rule.scaled(partial, factor, but)
+
     def check(self, cohort: int) -> None:
         self.rule.check(cohort)
 

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +18,49 @@ from torch import Tensor, nn
 
 from fedweave import graph, names
 from fedweave import history as events
-from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
-from fedweave.coordinator import Arrived, Begin, Coordinator, Evaluate, Evaluated, Finish, Publish, Status, Stop, Train
+from fedweave.coordinator import (
+    Begin,
+    Cancel,
+    Collect,
+    Coordinator,
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Finish,
+    Publish,
+    Roster,
+    SetTimer,
+    Status,
+    Stop,
+    Train,
+)
 from fedweave.data import Split
-from fedweave.engines import Engine, Job, Setup, Work
+from fedweave.driver import checks
+from fedweave.driver.carrying import Direct, Site, Virtual
+from fedweave.driver.errands import Aside
+from fedweave.driver.seeing import Seeing
+from fedweave.driver.telling import as_arrays, circumstances, torch_threads
+from fedweave.driver.terms import Terms
+from fedweave.driver.tuning import tuned
+from fedweave.driver.world import World
+from fedweave.engines import Engine, Setup, Work
 from fedweave.engines import build as build_engine
-from fedweave.engines.workers import possible
-from fedweave.errors import UnknownName, UsageError
-from fedweave.history import Round, Target
+from fedweave.engines.calibrating import Timing
+from fedweave.errors import UsageError
+from fedweave.history import Round
 from fedweave.interrupt import Interrupt
 from fedweave.layout import model_hash
 from fedweave.models import Loss, Model, ModelChoice, build, flatten, redrawn, tensor
-from fedweave.policy import Rules, Synchronous, cohort_size
-from fedweave.population import Effort
-from fedweave.randomness import derive, generator
+from fedweave.policy import FedAsync, FedBuff, cohort_size
+from fedweave.randomness import derive
 from fedweave.reduce.parallel import cores
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
 
 Observer = Callable[[events.Event], None]
-
-
-def threads_for(model: Model, cohort: int, config: Config) -> int:
-    """Threads of each process that trains, by rule, never by a stopwatch and never by the number of processes: a thread more
-    can change the last bit. One, since processes use the cores better; all of them where a cohort has too few clients for that.
-
-    Raises:
-        UsageError: the number given cannot be used.
-    """
-    if config.workers is not None and config.workers < 1:
-        raise UsageError(f"workers is {config.workers}; it must be a whole number from 1 up.")
-    if config.threads is not None:
-        if config.threads < 1:
-            raise UsageError(f"threads is {config.threads}; it must be a whole number from 1 up.")
-        if config.threads > 1 and (config.workers or 1) > 1:
-            raise UsageError(
-                f"threads is {config.threads} and workers is {config.workers}: several processes train with one thread each. "
-                f"Give one of them."
-            )
-        return config.threads
-    few = cohort < cores() or not possible()
-    return cores() if model.heavy and few else 1
 
 
 class Driver:
@@ -77,22 +74,22 @@ class Driver:
         algorithm: Algorithm,
         loss: Loss | str | None,
         metrics: Mapping[str, Loss] | None,
-        rules: Rules,
+        terms: Terms,
         observer: Observer | None,
-        effort: Effort,
-        attack: Attack | None,
     ) -> None:
         if split.clients == 0:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
-        self.policy = Synchronous(cohort_size(config.cohort, split.clients))
-        shape = tuple(split.x_train.shape[1:])
+        self.terms, self.cohort = terms, cohort_size(config.cohort, split.clients)
+        checks.timely(terms.policy, terms.source, terms.effort, terms.attack)
+        # What these two functions refer to goes with them to other processes: the data must not be among it.
+        shape, classes, seed = tuple(split.x_train.shape[1:]), split.classes, config.seed
 
         def make() -> nn.Module:
-            return build(model, shape, split.classes, config.seed)
+            return build(model, shape, classes, seed)
 
         def fresh(client: int) -> Tensor:
-            module = redrawn(model, shape, split.classes, derive(config.seed, "initial weights of a client", client))
+            module = redrawn(model, shape, classes, derive(seed, "initial weights of a client", client))
             return flatten(p.detach() for p in module.parameters() if p.requires_grad)
 
         self.make, self.fresh = make, fresh
@@ -101,49 +98,78 @@ class Driver:
         label = model if isinstance(model, str) else type(self.model.module).__name__
         self.model.check(tensor(split.x_train), tensor(split.y_train), label, split.classes)
         self.label = label
-        if rules.target is not None:
-            _check_target(rules.target, self.model.measures, config.evaluate)
-        self.config = config.model_copy(update={"threads": threads_for(self.model, self.policy.size, config)})
-        self.effort, self.local = effort, config.local.value()
-        algorithm.check(self.local, self.policy.size)
+        if terms.rules.target is not None:
+            checks.known_target(terms.rules.target, self.model.measures, config.evaluate)
+        self.config = config.model_copy(update={"threads": checks.threads_for(self.model, self.cohort, config)})
+        self.local = config.local.value()
+        algorithm.check(self.local, getattr(terms.policy, "buffer", self.cohort))
         self.algorithm = algorithm.bind(self.model.layout)
         if algorithm.wires:
             self.algorithm = self.algorithm.wired(graph.read(self.model.module, tensor(split.x_train[:2])))
-        self.rules = _whole(self.algorithm, rules)
+        self.rules = checks.whole(self.algorithm, terms.rules)
         if self.algorithm.prepares:
-            _accounted_for(self.algorithm, attack, config, bool(self.model.layout.buffers))
+            checks.accounted_for(self.algorithm, terms.attack, config, bool(self.model.layout.buffers))
         self.kept = ClientStates(None, split.clients)
-        self.byzantine = _byzantine(config, attack, split.clients)
-        self.attack = attack
-        self.engine = self._engine()
+        self.byzantine = checks.byzantine_clients(config, terms.attack, split.clients)
+        devices = None if terms.source is None else terms.source.draw(config.seed, split.clients)
+        self.world = None if devices is None else World(devices, config.seed)
+        online = None if devices is None else devices.available
+        self.roster = Roster(terms.sampling, config.seed, split.clients, split.sizes, online)
         self.state = self.algorithm.init(self.model.flat.clone())
         self.buffers: Any = self.model.statistics()
+        self.timings: list[Timing] = []
+        self.seeing = Seeing(config.seed, self.local, int(split.sizes.mean()))
+        self._build()
         self.store: RunStore | None = None
         self.expected: dict[int, str] = {}
         self.start: Round | None = None
         self.history: list[Round] = []
+        self.course: Mapping[str, Any] = {}
+        self.errands: Mapping[str, Any] = {}
+        self._coordinator()  # what it would refuse is refused before anything is kept
         self._number = self._done = 0
 
+    def _build(self) -> None:
+        """The engine and what carries the coordinator's wishes to it, over what clients keep."""
+        self.aside = Aside(self.kept)
+        self.engine = self._engine()
+
     def _engine(self) -> Engine:
+        if self.config.engine == "measure":
+            self._tune()
+        return build_engine(self.setup())
+
+    def _tune(self) -> None:
+        """Settle which engine it is by trying them. The configuration then names it, so that a resumed run has the same."""
+        setup = self.setup()
+        self.timings = tuned(setup, self.state, self.buffers, self.cohort, self.local)
+        best = self.timings[0]
+        self.model.load(self.state.weights, self.buffers)
+        changes = {"engine": best.candidate.engine, "workers": best.candidate.workers}
+        self.config = self.config.model_copy(update=changes)
+
+    def setup(self) -> Setup:
+        """What an engine is made from."""
         local = self.local
-        setup = Setup(
+        return Setup(
             self.model,
+            self.make,
             self.split,
             self.algorithm,
             self.config.seed,
-            self.kept,
+            self.aside if isinstance(self.terms.policy, (FedBuff, FedAsync)) else self.kept,
             evaluate=self.config.evaluate,
             buffers=self.config.buffers,
-            attack=self.attack,
+            attack=self.terms.attack,
             byzantine=self.byzantine,
             watch=self._watch,
             fresh=self.fresh,
             engine=self.config.engine,
             workers=1 if self.config.threads != 1 else self.config.workers,
-            work=Work.of(self.split, self.policy.size, self.rules.rounds, local.epochs, local.steps, local.batch_size),
+            work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
             local=local,
+            why=f"measured: {self.timings[0].seconds:.3g} s a round" if self.timings else "as asked for",
         )
-        return build_engine(setup)
 
     # Where a run begins --------------------------------------------------------------------------------------------------
 
@@ -166,8 +192,7 @@ class Driver:
             "layout": self.model.layout.fingerprint,
             "slots": self.model.layout.spell(),
             "model": self.label,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
+            **circumstances(),
         }
         self.store = RunStore.create(folder)
         try:
@@ -175,7 +200,7 @@ class Driver:
             if self.split.spec is None:
                 self.split.save(folder / "data")
             if initial is not None:
-                self.store.write("initial.safetensors", safetensors.numpy.save(_arrays(initial)))
+                self.store.write("initial.safetensors", safetensors.numpy.save(as_arrays(initial)))
             self.store.begin(self.config, about, self._snapshot())
             self.kept.committed()
         except BaseException:
@@ -187,7 +212,7 @@ class Driver:
         self.engine.close()
         self.kept.close()
         self.kept = ClientStates(folder, self.split.clients)
-        self.engine = self._engine()
+        self._build()
 
     def go_on_from(self, store: RunStore) -> None:
         checkpoint = store.restore()
@@ -199,6 +224,8 @@ class Driver:
         self._keep_clients_in(store.folder)
         self.kept.restore(snapshot.clients)
         self.state, self.buffers, self.engine.memory = snapshot.state, snapshot.buffers, snapshot.memory
+        self.course, self.errands = snapshot.course, snapshot.errands
+        self.roster.restore(dict(snapshot.roster))
         self.store = store
         store.write("config.toml", self.config.toml().encode())
 
@@ -206,49 +233,85 @@ class Driver:
 
     def drive(self) -> Result:
         began = time.monotonic()
-        self.coordinator = coordinator = Coordinator(
-            self.algorithm, self.state, self.buffers, self.split.clients, self.policy, self.rules, self.config.seed,
-            self.start, self.history,
-        )  # fmt: skip
+        self.coordinator = coordinator = self._coordinator()
+        self.seeing.on = self.config.diagnostics and self.store is not None
+        carrier = self.carrier = self._carrier(coordinator)
         self.observer(self._opening())
-        limit = self.config.max_seconds
-        ended = Finish("rounds", "")
+        limit, ended = self.config.max_seconds, None
+
+        def tell(event: Event) -> list[Effect]:
+            wall = time.monotonic()
+            if not isinstance(event, (Begin, Evaluated)):
+                if interrupt.asked:
+                    coordinator.handle(Stop("interrupted"), wall)
+                elif limit is not None and wall - began > limit:
+                    coordinator.handle(Stop("time"), wall)
+            return coordinator.handle(event, wall if carrier.now is None else carrier.now, wall)
+
         try:
-            with _torch_threads(self.config.threads or 1), Interrupt() as interrupt:
-                effects = deque(coordinator.handle(Begin(), began))
-                while effects:
+            with torch_threads(self.config.threads or 1), Interrupt() as interrupt:
+                effects = deque(tell(Begin()))
+                while ended is None:
+                    if not effects:
+                        effects.extend(tell(carrier.next()))
+                        continue
                     match effects.popleft():
-                        case Train(number, clients, survey):
-                            if survey or not self.algorithm.surveys:
-                                self._number, self._done = number, 0
-                                self.observer(events.RoundStarted(number, tuple(clients.tolist())))
-                            efforts = self.effort.plan(self.config.seed, number, clients, self.local)
-                            job = Job(number, clients, self.algorithm, coordinator.state, coordinator.buffers, efforts, survey)
-                            for b in self.engine.train(job):
-                                now = time.monotonic()
-                                if interrupt.asked:
-                                    coordinator.handle(Stop("interrupted"), now)
-                                elif limit is not None and now - began > limit:
-                                    coordinator.handle(Stop("time"), now)
-                                arrived = Arrived(number, b.first, b.last, b.partial, b.tally, survey)
-                                effects.extend(coordinator.handle(arrived, now))
                         case Evaluate(number):
                             before = time.monotonic()
                             # Metrics are no part of what the next round begins with: all cores may work on them.
-                            with _torch_threads(cores() if self.model.heavy else self.config.threads or 1):
+                            with torch_threads(cores() if self.model.heavy else self.config.threads or 1):
                                 measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
-                            now = time.monotonic()
-                            effects.extend(coordinator.handle(Evaluated(number, measured, now - before), now))
+                            effects.extend(tell(Evaluated(number, measured, time.monotonic() - before)))
                         case Publish(record):
                             self._publish(record)
                         case Finish() as finish:
                             ended = finish
+                        case (Train() | Collect() | Cancel() | SetTimer()) as wish:
+                            for event in carrier.carry(wish):
+                                effects.extend(tell(event))
             return self._result(ended)
         finally:
             if self.store is not None:
                 self.store.close()
             self.engine.close()
             self.kept.close()
+
+    def _coordinator(self) -> Coordinator:
+        found = Coordinator(
+            self.algorithm,
+            self.state,
+            self.buffers,
+            self.split.clients,
+            self.cohort,
+            self.terms.policy,
+            self.rules,
+            self.config.seed,
+            self.start,
+            self.history,
+            self.roster,
+            virtual=self.world is not None,
+        )
+        if self.course:
+            found.course.restore(dict(self.course))
+        return found
+
+    def _carrier(self, coordinator: Coordinator) -> Direct | Virtual:
+        site = Site(
+            coordinator, self.engine, self.config.seed, self.local, self.terms.effort, self.split.sizes, self.roster,
+            self._announce, self.seeing,
+        )  # fmt: skip
+        if self.world is None:
+            return Direct(site)
+        carrier = Virtual(site, self.world, self.aside, self.config.buffers == "mean" and not self.algorithm.keeps_buffers)
+        last = self.history[-1] if self.history else self.start
+        if last is not None and last.virtual_seconds is not None:
+            carrier.go_on(last.virtual_seconds, self.errands)
+        return carrier
+
+    def _announce(self, number: int, clients: tuple[int, ...], survey: bool) -> None:
+        if survey or not self.algorithm.surveys:
+            self._number, self._done = number, 0
+            self.observer(events.RoundStarted(number, clients))
 
     def _opening(self) -> events.RunStarted:
         return events.RunStarted(
@@ -257,7 +320,7 @@ class Driver:
             algorithm=self.config.algorithm,
             data=self.split.name,
             clients=self.split.clients,
-            cohort=self.policy.size,
+            cohort=self.cohort,
             rounds=self.rules.rounds,
             engine=self.engine.about,
             target=self.rules.target,
@@ -279,7 +342,7 @@ class Driver:
                 stacklevel=2,
             )
         if self.store is not None:
-            self.store.append(record)
+            self.store.append(record, self.seeing.taken(record.number))
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
                 self._checkpoint(record.number)
         self.observer(record)
@@ -293,7 +356,19 @@ class Driver:
         at = getattr(self, "coordinator", self)
         layout = self.algorithm.layout(at.state)
         spelled = "" if layout is None else layout.spell()
-        return pack(Snapshot(at.state, at.buffers, self.engine.memory, self.kept.checkpoint(), spelled))
+        begun = hasattr(self, "coordinator")
+        return pack(
+            Snapshot(
+                at.state,
+                at.buffers,
+                self.engine.memory,
+                self.kept.checkpoint(),
+                spelled,
+                self.coordinator.course.arrays() if begun else {},
+                self.roster.arrays(),
+                self.carrier.arrays() if begun else {},
+            )
+        )
 
     def _result(self, ended: Finish) -> Result:
         c = self.coordinator
@@ -325,53 +400,3 @@ class Driver:
             make=self.make,
             grown=layout is not self.model.layout,
         )
-
-
-def _whole(algorithm: Algorithm, rules: Rules) -> Rules:
-    """The rules of a run whose model must be whole at its end."""
-    if 0 < rules.rounds < algorithm.period:
-        name = type(algorithm).__name__
-        raise UsageError(f"rounds is {rules.rounds}, but {name} needs {algorithm.period} for this model, one per layer.")
-    return rules if algorithm.ends is None else replace(rules, rounds=min(rules.rounds, algorithm.ends))
-
-
-def _accounted_for(algorithm: Algorithm, attack: Attack | None, config: Config, buffers: bool) -> None:
-    """See that nothing is asked for that an algorithm with updates of its own making cannot have."""
-    name = type(algorithm).__name__
-    if attack is not None and not attack.flips_labels:
-        raise UsageError(f"{name}'s updates are not changes of one vector, so the attack {config.attack} cannot forge them.")
-    if buffers and config.buffers != "mean":
-        raise UsageError(f"buffers is {config.buffers!r}, but {name} averages the model's buffers itself: leave it at 'mean'.")
-
-
-def _check_target(target: Target, measures: list[str], evaluate: str) -> None:
-    known = ["train_loss"] + [name for name in measures if evaluate in ("central", "both")]
-    if evaluate in ("clients", "both"):
-        known += [f"clients_{name}{end}" for name in measures for end in ("", "_p10", "_p50", "_p90")]
-    if target.metric not in known:
-        raise UnknownName("metric", target.metric, known)
-
-
-def _byzantine(config: Config, attack: Attack | None, population: int) -> list[int]:
-    """The bad clients, drawn from the seed."""
-    if (attack is None) != (not config.byzantine):
-        raise UsageError(f"attack is {config.attack} and byzantine is {config.byzantine}: give both, or neither.")
-    if attack is None:
-        return []
-    count = cohort_size(config.byzantine, population)
-    chosen = generator(config.seed, "byzantine").choice(population, count, replace=False)
-    return [int(client) for client in np.sort(chosen)]
-
-
-def _arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
-    return {name: np.ascontiguousarray(value) for name, value in initial.items()}
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

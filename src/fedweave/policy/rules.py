@@ -1,42 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is asked, when a round is closed and when a run ends."""
+"""How large a cohort is, and when a run ends."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from fedweave.errors import UsageError
 from fedweave.history import Target
-from fedweave.randomness import generator
-
-
-class Policy(Protocol):
-    """Who is asked, and when a round is closed."""
-
-    def select(self, seed: int, round: int, population: int) -> npt.NDArray[np.int64]:
-        """The cohort of a round, ascending client numbers."""
-
-    def closed(self, asked: int, arrived: int, failed: int) -> bool:
-        """Whether the round ends with what is there."""
-
-
-@dataclass(frozen=True)
-class Synchronous:
-    """A uniform random cohort without replacement; the round ends when every one of it has answered or failed."""
-
-    size: int
-
-    def select(self, seed: int, round: int, population: int) -> npt.NDArray[np.int64]:
-        chosen = generator(seed, "cohort", round).choice(population, self.size, replace=False, shuffle=False)
-        return np.sort(chosen).astype(np.int64)
-
-    def closed(self, asked: int, arrived: int, failed: int) -> bool:
-        return arrived + failed == asked
 
 
 def cohort_size(cohort: int | float, population: int) -> int:
