@@ -152,11 +152,7 @@ class Driver:
         """What an engine is made from."""
         local = self.local
         return Setup(
-            self.model,
-            self.make,
-            self.split,
-            self.algorithm,
-            self.config.seed,
+            self.model, self.make, self.split, self.algorithm, self.config.seed,
             self.aside if isinstance(self.terms.policy, (FedBuff, FedAsync)) else self.kept,
             evaluate=self.config.evaluate,
             buffers=self.config.buffers,
@@ -169,7 +165,7 @@ class Driver:
             work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
             local=local,
             why=f"measured: {self.timings[0].seconds:.3g} s a round" if self.timings else "as asked for",
-        )
+        )  # fmt: skip
 
     # Where a run begins --------------------------------------------------------------------------------------------------
 
