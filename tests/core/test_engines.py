@@ -446,7 +446,7 @@ def test_small_models_are_stacked_and_large_ones_are_not() -> None:
 
     assert engine().startswith("vectorized, 1 process (many clients at once: 59 parameters")
     assert engine(cohort=2).startswith("eager, 1 process (one client at a time: a cohort of 2")
-    wide = lambda: nn.Sequential(nn.Linear(6, 4000), nn.ReLU(), nn.Linear(4000, 4))  # noqa: E731
+    wide = lambda: nn.Sequential(nn.Linear(6, 8000), nn.ReLU(), nn.Linear(8000, 4))  # noqa: E731
     assert "would not fit the cache" in engine(model=wide)
     assert "buffer 1.running_mean" in engine(model=with_norm, data=larger(), local=fw.Local(batch_size=None))
     assert "FedMA changes how each client trains" in engine(algorithm="fedma", cohort=1.0, rounds=2, data=larger())
