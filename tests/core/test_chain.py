@@ -88,8 +88,9 @@ def test_a_stack_is_each_of_its_models(module: nn.Sequential, sizes: list[int], 
         own = copy.deepcopy(module)
         for parameter, rows in zip(own.parameters(), weights, strict=True):
             parameter.data = rows[k]
-        nothing = (torch.zeros(()).double(), [w[k] * 0 for w in out])
-        loss, gradients = automatic(own, x[k, :size], y[k, :size]) if size else nothing
+        loss, gradients = (
+            automatic(own, x[k, :size], y[k, :size]) if size else (torch.zeros(()).double(), [w[k] * 0 for w in out])
+        )
         close([losses[k], *(g[k] for g in out)], [loss, *gradients])
         close([w[k] for w in stepped], [0.9 * w[k] - 0.3 * g for w, g in zip(weights, gradients, strict=True)])
 

@@ -310,10 +310,11 @@ class Gated(nn.Module):
     def forward(self, x):
         return self.out(sigmoid(self.gate(x)) * self.value(x))
 told = []
-print(fw.simulate(model=Gated, data=fw.data.load_split(sys.argv[1]), cohort=33, rounds=2,
-    engine="compiled", workers=int(sys.argv[2]),
-    evaluate_every=0, local=fw.Local(lr=0.1, batch_size=4), observer=lambda e: told.append(getattr(e, "engine", "")))
-    .model_hash)
+found = fw.simulate(
+    model=Gated, data=fw.data.load_split(sys.argv[1]), cohort=33, rounds=2, engine="compiled", workers=int(sys.argv[2]),
+    evaluate_every=0, local=fw.Local(lr=0.1, batch_size=4), observer=lambda e: told.append(getattr(e, "engine", "")),
+)
+print(found.model_hash)
 print(told[0].split(",")[0])
 """
 

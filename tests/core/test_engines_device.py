@@ -16,7 +16,7 @@ from torch.utils._device import _device_constructors
 
 import fedweave as fw
 from fedweave.algorithms import REGISTRY
-from fedweave.engines import building, device
+from fedweave.engines import building, device, recipe
 from fedweave.engines.base import Task, Trained
 from fedweave.engines.measuring import Measure
 from fedweave.errors import UsageError
@@ -145,7 +145,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "accelerator", lambda: torch.device("cpu"))
     monkeypatch.setattr(building, "_on_device", built)
     monkeypatch.setattr(building, "refusal", refused)
-    monkeypatch.setattr(building, "OnDevice", Watched)
+    monkeypatch.setattr(recipe, "OnDevice", Watched)
     monkeypatch.setattr(building, "Measure", Measured)
     Watched.seen.clear()
 
