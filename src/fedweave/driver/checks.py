@@ -50,6 +50,16 @@ def accounted_for(algorithm: Algorithm, attack: Attack | None, config: Config, b
         raise UsageError(f"buffers is {config.buffers!r}, but {name} averages the model's buffers itself: leave it at 'mean'.")
 
 
+def measured(evaluate: str, split: Split, personal: bool) -> str:
+    """What is evaluated, with ``"auto"`` decided."""
+    if evaluate not in ("auto", "central", "clients", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
+    central = split.x_test is not None and len(split.x_test) > 0
+    if not central and evaluate in ("central", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
+    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
+
+
 def known_target(target: Target, measures: list[str], evaluate: str) -> None:
     """See that a target is of something that is measured."""
     known = ["train_loss"] + [name for name in measures if evaluate in ("central", "both")]

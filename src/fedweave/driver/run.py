@@ -43,7 +43,6 @@ from fedweave.data import Split
 from fedweave.driver import checks
 from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
-from fedweave.driver.terms import Terms
 from fedweave.driver.world import World
 from fedweave.engines import ENGINES, Engine, Setup
 from fedweave.engines import build as build_engine
@@ -56,6 +55,7 @@ from fedweave.policy import FedAsync, FedBuff, cohort_size
 from fedweave.randomness import derive
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
+from fedweave.terms import Terms
 
 Observer = Callable[[events.Event], None]
 
