@@ -20,8 +20,9 @@ LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
-RESTRICTED = {"data/cifar.py"}
-"""The one reader of a pickle, whose unpickler resolves no name to anything that runs."""
+RESTRICTED = {"data/cifar.py", "engines/parcels.py"}
+"""A reader of a published pickle, whose unpickler resolves no name to anything that runs; and what passes between a process and
+those that it forked, over pipes that nobody else has."""
 
 MACHINE = re.compile(r"(?<![\w.})$-])/(?:work|root|tmp|home|Users)/\w")
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
-from fedweave.data import Split
+from fedweave.engines.workers import possible
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Target
 from fedweave.models import Model
@@ -19,18 +18,29 @@ from fedweave.policy import FedAsync, FedBuff, Policy, Rules, Synchronous, cohor
 from fedweave.policy import spell as spell_policy
 from fedweave.population import Effort, Source, Stragglers
 from fedweave.randomness import generator
+from fedweave.reduce.parallel import cores
 
 
-def threads_for(model: Model, split: Split, config: Config) -> int:
-    """Threads by rule, never by a stopwatch: where a step is mostly calls, a second thread only makes them slower."""
+def threads_for(model: Model, cohort: int, config: Config) -> int:
+    """Threads of each process that trains, by rule, never by a stopwatch and never by the number of processes: a thread more
+    can change the last bit. One, since processes use the cores better; all of them where a cohort has too few clients for that.
+
+    Raises:
+        UsageError: the number given cannot be used.
+    """
+    if config.workers is not None and config.workers < 1:
+        raise UsageError(f"workers is {config.workers}; it must be a whole number from 1 up.")
     if config.threads is not None:
         if config.threads < 1:
             raise UsageError(f"threads is {config.threads}; it must be a whole number from 1 up.")
+        if config.threads > 1 and (config.workers or 1) > 1:
+            raise UsageError(
+                f"threads is {config.threads} and workers is {config.workers}: several processes train with one thread each. "
+                f"Give one of them."
+            )
         return config.threads
-    whole = config.local.batch_size == "all" or config.algorithm.startswith("fedsgd")
-    batch = int(np.median(split.sizes)) if whole else min(int(config.local.batch_size), int(split.sizes.max(initial=1)))
-    worth = model.heavy or model.layout.size * batch >= 10_000_000
-    return torch.get_num_threads() if worth else 1
+    few = cohort < cores() or not possible()
+    return cores() if model.heavy and few else 1
 
 
 def whole(algorithm: Algorithm, rules: Rules) -> Rules:
