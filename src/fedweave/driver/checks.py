@@ -10,6 +10,7 @@ import numpy as np
 from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
+from fedweave.data import Split
 from fedweave.engines.workers import possible
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Target

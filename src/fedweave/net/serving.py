@@ -52,6 +52,7 @@ class Serving:
         observer: told of what happens, in the core's thread.
         url: of the ledger's database, if it is not SQLite in the folder.
         ready: told the address once calls are answered.
+        signals: whether SIGTERM and SIGINT end it, which only a process's main thread can be told.
     """
 
     listen: str = "127.0.0.1:7443"
@@ -63,6 +64,7 @@ class Serving:
     observer: Callable[[history.Event], None] | None = None
     url: str | None = None
     ready: Callable[[str], None] | None = None
+    signals: bool = True
 
 
 def opened(config: Config | None, out: Path, url: str | None) -> RunStore:
@@ -137,7 +139,7 @@ async def serve(config: Config | None, out: Path, serving: Serving) -> str:
     if serving.ready is not None:
         serving.ready(address)
     watch = asyncio.create_task(service.watch())
-    stopped = _signals(service, log)
+    stopped = _signals(service, log) if serving.signals else asyncio.Event()
     try:
         await _until(service, watch, stopped, serving.linger)
     finally:
