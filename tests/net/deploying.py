@@ -5,6 +5,7 @@ can be killed."""
 from __future__ import annotations
 
 import asyncio
+import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ def served(config: Config | None, out: Path, serving: Serving | None = None) -> 
 def line(address: str, name: str, ended: threading.Event | None = None) -> Line:
     """A client's line to the coordinator."""
     channel = grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
-    log = logs.logger(Path("/dev/null"))
+    log = logs.logger(io.StringIO())
     return Line(channel, name, lambda method, request: None, log, ended or threading.Event())
 
 

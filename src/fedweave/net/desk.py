@@ -33,10 +33,12 @@ from fedweave.coordinator import (
     Publish,
     Roster,
     SetTimer,
+    Tally,
     Train,
 )
 from fedweave.history import Round
 from fedweave.net.tasks import EVALUATOR, Kind, Pattern, Report, Task, name, pattern, size
+from fedweave.policy import Synchronous
 from fedweave.population import Asked, Effort
 from fedweave.values import Arrays
 from fedweave.wire import INLINE, Blob, Content, Outlet, encode, write
@@ -192,11 +194,17 @@ class Desk:
         for i, (client, plan) in enumerate(zip(train.clients.tolist(), plans, strict=True)):
             position = train.first + i
             if plan is None and not train.survey:
-                events.append(Failed(train.round, position, LATE, train.survey))
+                events.append(self._left_out(train, position, client))
                 continue
             local = asdict(plan or self.local)
             self._open(kind, train.round, position, client, json.dumps(local), now, train.seconds or 0.0)
         return events
+
+    def _left_out(self, train: Train, position: int, client: int) -> Event:
+        """A client that the effort leaves no time: it is not asked at all."""
+        if not isinstance(self.coordinator.policy, Synchronous):
+            return Failed(train.round, position, LATE)
+        return Arrived(train.round, position, position + 1, self.algorithm.reduce.empty(), Tally(dropped=(client,)))
 
     def _evaluate(self, number: int, now: float) -> list[Event]:
         if not self.evaluates:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,19 +27,21 @@ def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
     return event
 
 
-def logger(path: Path | None = None, stream: TextIO | None = None, **facts: Any) -> Any:
-    """A logger into a file, as JSON lines, or to a stream, for people; ``facts`` are in every line."""
+def logger(file: TextIO, lines: bool = False, **facts: Any) -> Any:
+    """A logger into a file: JSON lines, or for people; ``facts`` are in every line."""
     processors: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         redact,
+        structlog.processors.JSONRenderer() if lines else structlog.dev.ConsoleRenderer(colors=file.isatty()),
     ]
-    if path is not None:
-        file: TextIO = path.open("a", encoding="utf-8", buffering=1)
-        processors.append(structlog.processors.JSONRenderer())
-    else:
-        file = stream or sys.stderr
-        processors.append(structlog.dev.ConsoleRenderer(colors=file.isatty()))
     made = structlog.wrap_logger(structlog.PrintLogger(file), processors=processors, wrapper_class=structlog.BoundLogger)
     return made.bind(**facts)
+
+
+@contextmanager
+def kept(path: Path, **facts: Any) -> Iterator[Any]:
+    """A logger of JSON lines that are added to a file."""
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        yield logger(file, lines=True, **facts)

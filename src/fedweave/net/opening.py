@@ -52,10 +52,16 @@ def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> R
     if not np.isfinite(weights).all():
         raise UsageError("The initial weights are not all finite.")
     about = {
-        "split": "", "model": config.model, "versions": f"Python {sys.version.split()[0]}, NumPy {np.__version__}", **{key: content.metadata[key] for key in FACTS if key in content.metadata},
-        "layout": layout.fingerprint, "slots": layout.spell(), "clients": str(clients), "run": secrets.token_hex(16),
+        "split": "",
+        "model": config.model,
+        "versions": f"Python {sys.version.split()[0]}, NumPy {np.__version__}",
+        **{key: content.metadata[key] for key in FACTS if key in content.metadata},
+        "layout": layout.fingerprint,
+        "slots": layout.spell(),
+        "clients": str(clients),
+        "run": secrets.token_hex(16),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }
     store = RunStore.create(out, url)
     try:
         shutil.rmtree(out / "updates", ignore_errors=True)

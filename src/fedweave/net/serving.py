@@ -99,8 +99,12 @@ async def serve(config: Config | None, out: Path, serving: Serving) -> str:
     if isinstance(serving.gate, Insecure):
         local(serving.listen)
     store = await asyncio.to_thread(opened, config, out, serving.url)
+    with logs.kept(out / "log.jsonl") as log:
+        return await _served(store, serving, out, log)
+
+
+async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str:
     figures = ops.Figures()
-    log = logs.logger(out / "log.jsonl")
 
     def observed(event: history.Event) -> None:
         figures.event(event)
@@ -112,8 +116,7 @@ async def serve(config: Config | None, out: Path, serving: Serving) -> str:
 
     try:
         run = Run(store, serving.limits, observed, log.warning, serving.evaluator)
-        log = log.bind(run=run.id)
-        service = Federation(run, serving.gate, log, figures.call)
+        service = Federation(run, serving.gate, log.bind(run=run.id), figures.call)
     except BaseException:
         store.close()
         raise

@@ -6,8 +6,10 @@ from __future__ import annotations
 import ast
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +129,14 @@ def join(joining: Joining) -> str:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     joining.workdir.mkdir(parents=True, exist_ok=True)
-    log = logs.logger(joining.workdir / "log.jsonl" if joining.quiet else None, name=joining.name)
+    open_now = (lambda: True) if joining.hours is None else hours(joining.hours)
     channel = joining.channel(joining.server) if joining.channel else grpc.insecure_channel(joining.server, options=OPTIONS)
-    with channel:
+    with channel, _log(joining) as log:
         line = Line(channel, joining.name, joining.sign, log, ended)
-        open_now = (lambda: True) if joining.hours is None else hours(joining.hours)
         return Session(line, worker, joining.workdir, joining.number, joining.evaluator, open_now).work()
+
+
+def _log(joining: Joining) -> AbstractContextManager[Any]:
+    if joining.quiet:
+        return logs.kept(joining.workdir / "log.jsonl", name=joining.name)
+    return nullcontext(logs.logger(sys.stderr, name=joining.name))
