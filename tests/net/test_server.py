@@ -189,7 +189,7 @@ def test_a_round_ends_though_a_client_never_comes_back(tmp_path: Path) -> None:
 
     pulls = [Pull(0, SIZE), Slow(1, SIZE), Pull(2, SIZE)]
     config = configured(tmp_path, SIZE, 3, 3)
-    limits = Limits(round_seconds=4.0, silent_seconds=1.0, poll_seconds=0.2)
+    limits = Limits(round_seconds=4.0, silent_seconds=1.0)
     with served(config, tmp_path / "run", Serving(limits=limits, linger=4.0)) as (address, wait):
         gone = line(address, "c3")
         run = gone.call("Join", pb.JoinRequest(examples=10, number=3)).run
