@@ -44,9 +44,7 @@ def tls_key() -> TlsKey:
 
 
 def key_pem(key: TlsKey | SignKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def pem(certificate: x509.Certificate) -> bytes:
@@ -138,12 +136,12 @@ def root(key: TlsKey, name: str, now: datetime.datetime, days: float) -> x509.Ce
     )
 
 
-def client(
-    issuer: x509.Certificate, key: TlsKey, request: Request, now: datetime.datetime, days: float
-) -> x509.Certificate:
+def client(issuer: x509.Certificate, key: TlsKey, request: Request, now: datetime.datetime, days: float) -> x509.Certificate:
     """A client's certificate: nothing of the request gets into it but its name and keys."""
     builder = _leaf(issuer, request.client, request.tls, now, days, ExtendedKeyUsageOID.CLIENT_AUTH)
-    return builder.add_extension(x509.UnrecognizedExtension(SIGNING, request.signing), critical=False).sign(key, hashes.SHA256())
+    return builder.add_extension(x509.UnrecognizedExtension(SIGNING, request.signing), critical=False).sign(
+        key, hashes.SHA256()
+    )
 
 
 def server(
@@ -201,7 +199,7 @@ def _leaf(
         _begun(subject, common_name(issuer.subject), key, now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**(dict.fromkeys(_USAGES, False) | {"digital_signature": True})), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
     )
 
@@ -211,7 +209,7 @@ def _leaf(
 
 @dataclass(frozen=True)
 class Request:
-    """A request that proved that its sender has both keys; ``signing`` is 32 bytes, ``digest`` names the request itself."""
+    """A request that proved that its sender has both keys; ``signing`` is 32 bytes, ``digest`` is over name and keys."""
 
     client: str
     tls: ec.EllipticCurvePublicKey
@@ -245,10 +243,10 @@ def read_request(text: bytes) -> Request:
             raise ValueError
         csr = x509.load_pem_x509_csr(text)
         tls, value = csr.public_key(), _extension(csr.extensions)
-        sound = csr.is_signature_valid
+        sound, subject = csr.is_signature_valid, csr.subject
     except Exception:  # the library has many errors for bytes that are no request, and no common one
         raise IdentityError("The request for a certificate cannot be read: it is no PKCS #10 request in PEM.") from None
-    name = common_name(csr.subject)
+    name = common_name(subject)
     if not sound or not isinstance(tls, ec.EllipticCurvePublicKey) or not isinstance(tls.curve, ec.SECP256R1):
         raise IdentityError("The request for a certificate is not signed by the P-256 key that it names.")
     if value is None or len(value) != 96:
@@ -260,4 +258,5 @@ def read_request(text: bytes) -> Request:
         raise IdentityError(str(error)) from None
     except InvalidSignature:
         raise IdentityError("The request for a certificate is not signed by the Ed25519 key that it names.") from None
-    return Request(name, tls, value[:32], hashlib.sha256(csr.public_bytes(serialization.Encoding.DER)).hexdigest())
+    # ECDSA draws a number: two requests of the same keys have different bytes, and are the same request all the same.
+    return Request(name, tls, value[:32], hashlib.sha256(value[:32] + proof(name, tls)).hexdigest())

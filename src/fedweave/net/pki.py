@@ -103,7 +103,9 @@ class Authority:
         try:
             content = (folder / "authority.pem").read_bytes()
         except OSError:
-            raise StoreError(f"{folder} holds no authority: there is no authority.pem. Make one with `fedweave pki init`.") from None
+            raise StoreError(
+                f"{folder} holds no authority: there is no authority.pem. Make one with `fedweave pki init`."
+            ) from None
         return cls(folder, certificates.load(content), Registry(folder / "registry.sqlite3"), clock)
 
     def close(self) -> None:
@@ -284,7 +286,10 @@ def _moment(seconds: float) -> datetime.datetime:
 @lru_cache(maxsize=4096)
 def _facts(certificate_pem: bytes) -> tuple[str, bytes, str, datetime.datetime, datetime.datetime]:
     """What never changes about a certificate: name, signing key, fingerprint, from when to when it is valid."""
-    found = certificates.load(certificate_pem)
-    name = certificates.common_name(found.subject)
-    times = found.not_valid_before_utc, found.not_valid_after_utc
-    return name, certificates.signing_key(found), certificates.fingerprint(found), *times
+    try:
+        found = certificates.load(certificate_pem)
+        name, key = certificates.common_name(found.subject), certificates.signing_key(found)
+        times = found.not_valid_before_utc, found.not_valid_after_utc
+    except (ValueError, x509.DuplicateExtension):  # parts of a certificate are parsed when they are looked at
+        raise IdentityError("The certificate is malformed.") from None
+    return name, key, certificates.fingerprint(found), *times

@@ -82,6 +82,8 @@ class Registry:
     def create(cls, path: Path) -> Registry:
         """A new, empty file that only its owner reads."""
         try:
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                (path.parent / name).unlink(missing_ok=True)
             # SQLite gives its journals the mode of the file that they belong to.
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
             with sqlite3.connect(path) as fresh:
@@ -128,13 +130,13 @@ class Registry:
         """All of one client, or of everybody, in the order in which they were issued."""
         where, given = ("", ()) if client is None else (" WHERE client = ?", (client,))
         with self._guarded():
-            rows = self._open.execute(f"SELECT * FROM certificates{where} ORDER BY made, serial", given).fetchall()
+            rows = self._open.execute(f"SELECT * FROM certificates{where} ORDER BY made, rowid", given).fetchall()
         return [Issued(*row) for row in rows]
 
     def tokens(self) -> list[Token]:
         """Those that were not used, in the order in which they were made."""
         with self._guarded():
-            rows = self._open.execute("SELECT * FROM tokens WHERE certificate IS NULL ORDER BY made, hash").fetchall()
+            rows = self._open.execute("SELECT * FROM tokens WHERE certificate IS NULL ORDER BY made, rowid").fetchall()
         return [Token(*row[:4], bool(row[4]), *row[5:]) for row in rows]
 
     def add_token(self, token: Token) -> None:

@@ -78,9 +78,7 @@ class Signer:
         return self.private_key.sign(message(method, body_sha256, run, round, nonce))
 
 
-def verify(
-    public_key: bytes, signature: bytes, method: str, body_sha256: bytes, run: str, round: int, nonce: bytes
-) -> bool:
+def verify(public_key: bytes, signature: bytes, method: str, body_sha256: bytes, run: str, round: int, nonce: bytes) -> bool:
     """Whether the holder of this key, 32 bytes, signed exactly that."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message(method, body_sha256, run, round, nonce))

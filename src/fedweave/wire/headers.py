@@ -142,9 +142,7 @@ def _entries(header: bytes) -> dict[str, Any]:
     if not text.startswith("{"):
         raise HeaderError("its header does not begin with '{'")
     try:
-        found = json.loads(
-            text, object_pairs_hook=_once, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number
-        )
+        found = json.loads(text, object_pairs_hook=_once, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number)
     except HeaderError:
         raise
     except RecursionError:
