@@ -68,13 +68,22 @@ def clean(canary: Canary, text: str) -> None:
     assert HIDDEN in text
 
 
-@pytest.mark.parametrize("renderer", [structlog.processors.JSONRenderer(), structlog.dev.ConsoleRenderer(colors=False), structlog.processors.LogfmtRenderer()], ids=["json", "console", "logfmt"])  # fmt: skip
-def test_structlog_writes_no_secret(canary: Canary, renderer: Any) -> None:
+RENDERERS = {
+    "json": structlog.processors.JSONRenderer(),
+    "console": structlog.dev.ConsoleRenderer(colors=False),
+    "logfmt": structlog.processors.LogfmtRenderer(),
+}
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+@pytest.mark.parametrize("formatted", [True, False], ids=["formatted", "not"])
+def test_structlog_writes_no_secret(canary: Canary, renderer: str, formatted: bool) -> None:
     out = io.StringIO()
+    first = [structlog.processors.add_log_level, *([structlog.processors.format_exc_info] if formatted else [])]
     log = structlog.wrap_logger(
         structlog.PrintLogger(out),
-        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, redact, renderer],
-        wrapper_class=structlog.BoundLogger,
+        processors=[*first, redact, RENDERERS[renderer]],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         context_class=dict,
     )
     log.info("connected", Password=canary.password, api_key=canary.password)
@@ -117,12 +126,11 @@ def test_the_standard_librarys_logging_writes_no_secret(canary: Canary) -> None:
 
 
 def test_what_is_no_secret_is_left_alone() -> None:
-    event = {
-        "event": "round 3 is over", "run": "digits-1", "round": 3, "client": "ada", "loss": 0.25, "model_hash": "ab" * 32, "monkey": "George",
-        "clients": ["ada", "bob"], "author": "ada", "done": True, "nothing": None, "tokens": 12, "key": "value of a table"[:0] or 7,
-    }  # fmt: skip
-    expected = dict(event) | {"tokens": HIDDEN, "key": HIDDEN}
-    assert redact(None, "info", event) == expected
+    event = {"event": "round 3 is over", "run": "digits-1", "round": 3, "client": "ada", "loss": 0.25, "model_hash": "ab" * 32}
+    event |= {"monkey": "George", "clients": ["ada", "bob"], "author": "ada", "done": True, "nothing": None}
+    assert redact(None, "info", dict(event)) == event
+    event |= {"tokens": 12, "key": 7}
+    assert redact(None, "info", dict(event)) == event | {"tokens": HIDDEN, "key": HIDDEN}
 
 
 @settings(max_examples=300)
@@ -135,8 +143,16 @@ def test_a_token_is_hidden_in_any_text(before: str, after: str, body: str) -> No
     assert body not in hidden(f"{before}fedweave-token_{body}{after}")
 
 
+plain = st.one_of(st.none(), st.booleans(), st.floats(), st.text(), st.binary(), st.complex_numbers())
+nested = st.recursive(
+    plain,
+    lambda part: st.one_of(st.lists(part), st.dictionaries(st.one_of(st.text(), st.integers()), part), st.tuples(part)),
+    max_leaves=20,
+)
+
+
 @settings(max_examples=100)
-@given(value=st.recursive(st.one_of(st.none(), st.booleans(), st.floats(), st.text(), st.binary(), st.complex_numbers()), lambda part: st.one_of(st.lists(part), st.dictionaries(st.one_of(st.text(), st.integers()), part), st.tuples(part)), max_leaves=20))  # fmt: skip
+@given(value=nested)
 def test_anything_can_be_logged(value: Any) -> None:
     json.dumps(scrubbed(value))
 

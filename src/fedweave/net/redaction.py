@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -66,7 +68,13 @@ def scrubbed(value: Any, deep: int = DEEP) -> Any:
 
 
 def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: put it after those that format exceptions, before the renderer."""
+    """A structlog processor: put it last, before the renderer. Exceptions that were not formatted yet are, so that no renderer
+    does it afterwards."""
+    error = event.pop("exc_info", None)
+    if error is True or isinstance(error, BaseException):
+        error = sys.exc_info() if error is True else (type(error), error, error.__traceback__)
+    if isinstance(error, tuple) and len(error) == 3 and error[0] is not None:
+        event["exception"] = "".join(traceback.format_exception(*error)).rstrip()
     plain: MutableMapping[str, Any] = scrubbed(dict(event))
     return plain
 
