@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import datetime
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 

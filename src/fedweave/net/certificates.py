@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """X.509 of fedweave's own authority: certificates that are issued, and requests and certificates that are read.
 
-A client has two keys. TLS uses ECDSA on P-256, because gRPC's BoringSSL does not offer Ed25519 for certificates (RFC 8446 allows
-it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject, and the Ed25519 key lies in an
+A client has two keys. TLS uses ECDSA on P-256, because gRPC's BoringSSL does not offer Ed25519 for certificates (RFC 8446
+allows it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject, and the Ed25519 key lies in an
 extension. A request for a certificate proves that its sender has both.
 
 An authority signs nothing but leaves for two uses, and each names its use: a client's certificate serves no server.
@@ -26,8 +26,8 @@ from fedweave.errors import IdentityError, UsageError
 from fedweave.net.identifiers import named, shown
 
 SIGNING = x509.ObjectIdentifier("2.25.205734089115262171843916450301245218573")
-"""Extension that holds the Ed25519 key, 32 bytes; in a request, followed by its signature of ``proof``, 64 bytes. Below the arc of
-UUIDs (ITU-T X.667), which needs no registration."""
+"""Extension that holds the Ed25519 key, 32 bytes; in a request, followed by its signature of ``proof``, 64 bytes. Below the
+arc of UUIDs (ITU-T X.667), which needs no registration."""
 
 SKEW = datetime.timedelta(days=1)
 """How long before they are made certificates are valid: a clock that is behind by less does not refuse a new one."""

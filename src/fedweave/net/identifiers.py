@@ -20,8 +20,8 @@ def named(kind: str, text: str) -> str:
     """
     if not isinstance(text, str) or NAME.fullmatch(text) is None:
         raise UsageError(
-            f"The {kind} {shown(text)} is no name: use 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', with a letter "
-            "or digit at both ends."
+            f"The {kind} {shown(text)} is no name: use 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', with a "
+            "letter or digit at both ends."
         )
     return text
 

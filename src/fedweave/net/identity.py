@@ -4,8 +4,8 @@
     identity.pem    both private keys, the certificate that binds them, and the authority's certificate; mode 0600
     pending.pem     keys of an enrolment that has not been answered yet; mode 0600
 
-One file is replaced in one step: whatever the moment of a crash, keys and certificate belong together. An enrolment that was not
-answered is repeated with the keys that it began with, and so gets the answer that was lost.
+One file is replaced in one step: whatever the moment of a crash, keys and certificate belong together. An enrolment that was
+not answered is repeated with the keys that it began with, and so gets the answer that was lost.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def enrol(folder: Path, token: str, send: Send, now: datetime.datetime | None = 
 
 
 def renew(folder: Path, send: Callable[[bytes], bytes], now: datetime.datetime | None = None) -> Identity:
-    """Replace keys and certificate of an enrolled client; ``send`` carries the request over a connection that it vouches for."""
+    """Replace keys and certificate of an enrolled client; ``send`` carries the request over a connection that it made."""
     old = Identity.load(folder)
     tls, signing = _pending(folder)
     answer = send(certificates.request(old.client, tls, signing))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The authority that says who is who: a folder with a key of its own, from which coordinator and clients get their certificates.
+"""The authority that says who is who: a folder with a key of its own, from which coordinator and clients get certificates.
 
     authority.pem        its certificate, which everybody may have
     authority.key        its private key; mode 0600. Without it nobody can be enrolled, but those who are stay so

@@ -31,7 +31,7 @@ VALUES = re.compile(
     r"(?!\s)[^\s\"',;&)}\]]+",
     re.IGNORECASE | re.DOTALL,
 )
-"""Texts that are never written, wherever they stand. Certificates are public, but nothing is lost by hiding them with the keys."""
+"""Texts that are never written, wherever they stand. Certificates are public, but nothing is lost by hiding them too."""
 
 DEEP = 8
 """Levels of a nested value that are looked into; what lies deeper is hidden whole."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whom an authority admitted: tokens and certificates, in one SQLite file beside its key.
 
-Several processes use it at once: a coordinator that looks at it for every request, and commands that change it. What one commits,
-the others see at their next look, so a revocation needs no message. A token's secret is not in it, only the SHA-256.
+Several processes use it at once: a coordinator that looks at it for every request, and commands that change it. What one
+commits, the others see at their next look, so a revocation needs no message. A token's secret is not in it, only the SHA-256.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Registry:
     def token(self, hash: str) -> Token | None:
         with self._guarded():
             row = self._open.execute("SELECT * FROM tokens WHERE hash = ?", (hash,)).fetchone()
-        return None if row is None else Token(*row[:4], bool(row[4]), *row[5:])
+        return None if row is None else _token(row)
 
     def certificate(self, fingerprint: str) -> Issued | None:
         with self._guarded():
@@ -137,7 +137,7 @@ class Registry:
         """Those that were not used, in the order in which they were made."""
         with self._guarded():
             rows = self._open.execute("SELECT * FROM tokens WHERE certificate IS NULL ORDER BY made, rowid").fetchall()
-        return [Token(*row[:4], bool(row[4]), *row[5:]) for row in rows]
+        return [_token(row) for row in rows]
 
     def add_token(self, token: Token) -> None:
         self._open.execute(
@@ -164,3 +164,8 @@ class Registry:
                 "UPDATE certificates SET revoked = ? WHERE client = ? AND revoked IS NULL", (now, client)
             ).rowcount
         return certificates, tokens
+
+
+def _token(row: tuple[str, str, float, float, int, str | None, str | None]) -> Token:
+    hash, client, made, expires, void, request, certificate = row
+    return Token(hash, client, made, expires, bool(void), request, certificate)

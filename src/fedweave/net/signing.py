@@ -7,10 +7,10 @@ proxy, a log or a memory dump, is no use for another method, body, run, round or
     what is signed (Ed25519), every field preceded by its length in 4 bytes, big-endian:
     "fedweave request v1" | method | SHA-256 of the body, 32 bytes | run | round, 8 bytes, big-endian, signed | nonce, 8 bytes
 
-A nonce is a number that only grows: nanoseconds of the client's clock, or one more than its last. The coordinator remembers the
-latest few of each client, and refuses what is not above the rest. So its memory is bounded and yet no nonce is taken twice, ever:
-after a restart everything up to a ceiling that was written down beforehand counts as taken. A client whose nonces are refused as
-too low is told the lowest that is not, and signs again; a clock that was set back costs one more request.
+A nonce is a number that only grows: nanoseconds of the client's clock, or one more than its last. The coordinator remembers
+the latest few of each client, and refuses what is not above the rest. So its memory is bounded and yet no nonce is taken twice,
+ever: after a restart everything up to a ceiling that was written down beforehand counts as taken. A client whose nonces are
+refused as too low is told the lowest that is not, and signs again; a clock that was set back costs one more request.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS with gRPC: credentials for both sides, and who is at the other end of a request.
 
-gRPC in Python either demands a client's certificate or does not ask for one, per port. So a coordinator has two ports: on one, only
-clients with a certificate are heard; the other, for those who do not have one yet, serves the enrolment and nothing else.
+gRPC in Python either demands a client's certificate or does not ask for one, per port. So a coordinator has two ports: on one,
+only clients with a certificate are heard; the other, for those who do not have one yet, serves the enrolment and nothing else.
 
-TLS checks a certificate once, when a connection is made. ``Guard`` checks it at every request against the authority's records, and
-while a request waits, so that a revocation holds for open connections too.
+TLS checks a certificate once, when a connection is made. ``Guard`` checks it at every request against the authority's records,
+and while a request waits, so that a revocation holds for open connections too.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _credentials(authority: Authority, hosts: Sequence[str], mutual: bool) -> gr
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal looked
         if time.monotonic() - looked < RENEW:
-            return None
+            return None  # what it has
         looked = time.monotonic()
         try:
             return configuration()
@@ -189,7 +189,7 @@ def insecure(address: str) -> str:
         local = name == "localhost"
     if not address.startswith("unix:") and not (local and port.isdecimal()):
         raise UsageError(
-            f"--insecure is for this machine alone, and {shown(address)} is not on it: use localhost:PORT, or enrol clients with "
-            "`fedweave pki` and leave --insecure out."
+            f"--insecure is for this machine alone, and {shown(address)} is not on it: use localhost:PORT, or enrol clients "
+            "with `fedweave pki` and leave --insecure out."
         )
     return address

@@ -5,9 +5,9 @@
     the header         JSON: {"name": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}, ...}
     the data           all tensors without gaps
 
-(https://github.com/huggingface/safetensors, README, "Format".) Who knows what must be in a file knows how long its header may be:
-a header beyond that is refused before a byte of it is parsed. What is accepted is exactly the names, types and shapes of the schema,
-in any order, tiling the data without gap or overlap. Nothing in a header decides how much memory is taken.
+(https://github.com/huggingface/safetensors, README, "Format".) Who knows what must be in a file knows how long its header may
+be: a header beyond that is refused before a byte of it is parsed. What is accepted is exactly the names, types and shapes of the
+schema, in any order, tiling the data without gap or overlap. Nothing in a header decides how much memory is taken.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def parse(data: bytes, schema: Schema, cap: int | None = None, total: int | None
     if extra := [name for name in entries if name not in schema]:
         raise HeaderError(f"it holds {_some(extra)}, which nobody asked for")
     places = {name: _place(name, entries[name], tensor, end) for name, tensor in schema.items()}
-    # Sizes are right by now: if each begins where the one before it ends, there is neither gap nor overlap. Empty ones lie anywhere
-    # between two others.
+    # Sizes are right by now: if each begins where the one before it ends, there is neither gap nor overlap. Empty ones lie
+    # anywhere between two others.
     reached = end
     for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
         if place.begin != reached:
