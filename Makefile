@@ -17,7 +17,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator.py,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all check docs bench format clean
+.PHONY: help demo test test-all check docs bench format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
@@ -63,6 +63,9 @@ bench: $(VENV)/.ready-dev ## Run the benchmarks
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
+
+proto: $(VENV)/.ready-dev ## Generate the code of the network protocol from its .proto
+	@$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/fedweave/wire/fedweave.proto
 
 clean: ## Remove the environment and everything that was built
 	@rm -rf $(VENV) site dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -262,7 +262,7 @@ class Chain:
         """Cross-entropy [K] of [K, B, C] and its gradient. Classes are put outermost, where a softmax is ten times as fast."""
         valid = y >= 0
         y = y.clamp(min=0).unsqueeze(0)
-        share = valid / valid.sum(1, keepdim=True).clamp(min=1)
+        share = valid.to(z.dtype) / valid.sum(1, keepdim=True).clamp(min=1)
         lost = torch.log_softmax(z.permute(2, 0, 1).contiguous(), 0)
         loss = -(lost.gather(0, y).squeeze(0) * share).sum(1)
         d = lost.exp_().scatter_add_(0, y, self._minus(z, y.shape)).mul_(share)

@@ -195,6 +195,7 @@ class Algorithm:
     ``keeps_buffers = True``: a client's buffers (BatchNorm's statistics) stay with it.
     ``wires = True``: it must know how the model's layers hang together, and is told by ``wired``.
     ``assumes_sgd``, ``assumes_mean``: why local steps must be plain SGD, or the reduction a mean, if they must.
+    ``assumes_rounds``: why all clients of a step must have begun from one model, if they must: no asynchronous rounds.
     ``departs``: identities of the battery that the paper's method does not have, and why not.
     """
 
@@ -206,6 +207,7 @@ class Algorithm:
     wires: ClassVar[bool] = False
     assumes_sgd: ClassVar[str] = ""
     assumes_mean: ClassVar[str] = ""
+    assumes_rounds: ClassVar[str] = ""
     departs: ClassVar[Mapping[str, str]] = {}
 
     reduce: Reduction = field(default=Mean(), kw_only=True)

@@ -7,7 +7,7 @@ FedweaveError                  anything below; the command line prints it as one
 │   ├── PartitionError         a split that cannot be made
 │   └── MismatchError          two things that do not fit: model and data, weights and layout
 ├── DataError                  data that could not be fetched or read: checksum, truncation, format
-├── EngineError                training that cannot go on: its processes die
+├── EngineError                processes that train clients cannot be started, or are lost again and again
 ├── IdentityError              somebody who is not known, or not who they say: token, certificate, signature
 └── StoreError                 a run folder that cannot be written, read or trusted
 """
@@ -58,7 +58,7 @@ class DataError(FedweaveError):
 
 
 class EngineError(FedweaveError):
-    """The machine does not carry the training out: its processes die."""
+    """The processes that train clients cannot be started, or are lost again and again."""
 
 
 class IdentityError(FedweaveError):

@@ -137,7 +137,7 @@ class Collect:
 
 @dataclass(frozen=True)
 class Cancel:
-    """What these clients do is no longer needed: (the round that it began in, its position)."""
+    """What these clients do, or have to say, is no longer needed: (the round that it began in, its position)."""
 
     tasks: tuple[tuple[int, int], ...]
 

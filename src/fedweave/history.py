@@ -25,7 +25,7 @@ class Round:
         examples, steps: examples held by, and local steps taken by, the clients whose updates were counted.
         refused: (client, reason) of each update that was not counted.
         seconds_evaluating: wall time of the evaluation.
-        dropped: clients that the round went on without, ascending.
+        dropped: clients that the round went on without, ascending; in an asynchronous run once for each task that was lost.
         figures: numbers of the algorithm's own, such as the widths of layers that grow.
         reasons: why, of each of ``dropped``.
         virtual_seconds: from the start of the run to the end of this round on the clients' own clock; None if they have none.

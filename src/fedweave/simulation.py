@@ -23,7 +23,8 @@ from fedweave.attacks import Attack
 from fedweave.config import Config, LocalConfig
 from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
-from fedweave.driver import Driver, Observer, Terms
+from fedweave.driver import Driver, Observer
+from fedweave.driver.checks import measured
 from fedweave.errors import DataError, MismatchError, UsageError
 from fedweave.history import Round, Target
 from fedweave.layout import Layout, model_hash
@@ -33,6 +34,7 @@ from fedweave.population import Effort, Source
 from fedweave.result import Result
 from fedweave.sampling import Sampling
 from fedweave.store import RunStore, unpack
+from fedweave.terms import Terms
 
 IN_MEMORY = "in-memory"
 """Stands in a configuration for a Python object that no text can name."""
@@ -102,7 +104,8 @@ def simulate(
         effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
-        engine: ``"eager"``, or ``"auto"`` to have it chosen.
+        engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"ray"`` for a Ray cluster; or
+            ``"auto"`` to have it chosen by rules.
         workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
@@ -141,7 +144,7 @@ def simulate(
             "max_seconds": max_seconds,
             "seed": seed,
             "evaluate_every": evaluate_every,
-            "evaluate": _measured(evaluate, data, algorithm.personalised),
+            "evaluate": measured(evaluate, data, algorithm.personalised),
             "buffers": buffers,
             "policy": policies.spell(terms.policy),
             "sampling": samplings.spell(terms.sampling),
@@ -289,15 +292,6 @@ def _spelled_data(split: Split) -> dict[str, Any]:
         "split_seed": spec["seed"],
         "holdout": spec.get("holdout", 0.0),
     }
-
-
-def _measured(evaluate: str, split: Split, personal: bool) -> str:
-    if evaluate not in ("auto", "central", "clients", "both"):
-        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
-    central = split.x_test is not None and len(split.x_test) > 0
-    if not central and evaluate in ("central", "both"):
-        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
-    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
 
 
 def _read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:

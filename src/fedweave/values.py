@@ -33,6 +33,10 @@ class Arrays(Mapping[str, Array]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable; use replace({name}=...)")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For processes of one's own that exchange records."""
+        return _remade, (type(self), self._items)
+
     def __getitem__(self, name: str) -> Array:
         return self._items[name]
 
@@ -56,6 +60,10 @@ class Arrays(Mapping[str, Array]):
     def map(self, change: Callable[[Array], Array]) -> Self:
         """A copy with ``change`` applied to everything it holds."""
         return type(self)(**{name: change(value) for name, value in self._items.items()})
+
+
+def _remade(kind: type[Arrays], items: dict[str, Array]) -> Arrays:
+    return kind(**items)
 
 
 class State(Arrays):

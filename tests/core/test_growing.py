@@ -292,6 +292,7 @@ def test_no_gradient_is_taken_of_what_is_frozen(monkeypatch: pytest.MonkeyPatch)
         return grad(loss, inputs, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
+    monkeypatch.setattr("fedweave.chain.read", lambda *_, **__: "automatic differentiation is what is watched here")
     run("perceptron", rounds=6)
     steps = [3, 3, 9]
     assert [len(parts) for parts in asked] == [size for size, n in zip((6, 4, 2), steps, strict=True) for _ in range(3 * n)] * 2

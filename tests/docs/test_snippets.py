@@ -21,7 +21,7 @@ INCLUDE = re.compile(r'^--8<-- "([^":]+)(?::[^"]*)?"$')
 ENTRY = "import sys; from fedweave.app.cli import main; sys.exit(main())"
 """What the installed command runs."""
 
-PLAIN = ("pip install ", "make ", "git clone ")
+PLAIN = ("pip install ", "make ", "git clone ", "ray ", "export RAY_")
 """Commands that set a machine up: no test runs them from here."""
 
 

@@ -78,6 +78,7 @@ class FedMA(Algorithm):
     paper: ClassVar[str] = "Wang et al., ICLR 2020, arXiv:2002.06440"
     needs = frozenset({"class_counts"})
     wires: ClassVar[bool] = True
+    assumes_rounds: ClassVar[str] = "it matches the neurons of clients that are at one and the same layer"
     departs = {"stacks_broadcast": "each client's weights have a frame of their own"}
 
     def __post_init__(self) -> None:

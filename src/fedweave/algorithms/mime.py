@@ -32,6 +32,7 @@ class _Mimicry(Algorithm):
     server_lr: float = 1.0
     momentum: float = 0.9
     paper: ClassVar[str] = "Karimireddy et al., NeurIPS 2021, arXiv:2008.03606"
+    assumes_rounds: ClassVar[str] = "its momentum is renewed by the mean gradient of a cohort at one model"
     assumes_sgd: ClassVar[str] = "clients step with the server's momentum, held fixed during the round, and with nothing else"
 
     def __post_init__(self) -> None:

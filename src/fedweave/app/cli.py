@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedweave.app import net_commands
 from fedweave.app.data_commands import data_app
 from fedweave.app.pki_commands import pki_app
 from fedweave.app.runs_commands import runs_app
@@ -255,6 +256,9 @@ def models() -> None:
     from fedweave.app.catalogue import model_table
 
     typer.echo(model_table())
+
+
+net_commands.register(app)
 
 
 def main() -> None:

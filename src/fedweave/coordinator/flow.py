@@ -4,7 +4,7 @@ when the buffer is full.
 
              Train               Answered             buffer full: Collect             all are in
     (places) ─────► at work ───────────────► buffered ───────────────────► gathering ─────────────► step
-       ▲              │ Failed, Cancel (too stale)  │ too stale                  │ Failed, or refused
+       ▲              │ Failed, or too stale        │ the same                   │ Failed, or refused
        └──────────────┴─────────────────────────────┴────────────────────────────┘ Fired(refill): the place is given away
 
 A client has one task at a time, from the moment it is asked until its update is part of a step or lost.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedweave.contract import Algorithm
 from fedweave.coordinator.course import RETRY, Base, Choose, Gathered
 from fedweave.errors import UsageError
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
@@ -25,6 +26,22 @@ from fedweave.policy import Buffered
 from fedweave.reduce.base import Partial, Reduction, scaled
 from fedweave.reduce.fold import Fold
 from fedweave.values import State
+
+
+def suits(algorithm: Algorithm, policy: Buffered) -> None:
+    """See that an algorithm can do without rounds.
+
+    Raises:
+        UsageError: it cannot, and why.
+    """
+    name = type(algorithm).__name__
+    why = algorithm.assumes_rounds
+    if not why and (algorithm.surveys or algorithm.prepares or algorithm.period > 1):
+        why = "its rounds are more than one conversation with clients that began together"
+    if not why and policy.mixes and not algorithm.trains:
+        why = "its clients send gradients, not models that could be mixed"
+    if why:
+        raise UsageError(f"{name} cannot be used with {type(policy).__name__}: {why}. Choose a policy of synchronous rounds.")
 
 
 @dataclass(frozen=True)
@@ -160,10 +177,10 @@ class FlowCourse:
     def _stop_stale(self) -> list[Effect]:
         most = self.policy.max_staleness
         stale = [t for held in self._held() for t in held.values() if most is not None and self._staleness(t) > most]
-        at_work = [(t.round, t.number) for t in stale if t.number in self.working]
+        silent = tuple((task.round, task.number) for task in stale if task.number not in self.said)
         for task in stale:
             self._lose(task, f"its model is {self._staleness(task)} steps old, more than {most}", False)
-        return [Cancel(tuple(at_work))] if at_work else []
+        return [Cancel(silent)] if silent else []
 
     def _lose(self, task: Task, reason: str, refused: bool) -> None:
         self._drop(task)
@@ -288,6 +305,5 @@ class FlowCourse:
         most = self.policy.max_staleness
         if self.round is not None:
             assert most is None or all(self._staleness(t) <= most for held in self._held() for t in held.values())
-            assert self._stepping or not self.gathering or not self.buffer
             assert not self._stepping or any(number not in self.said for number in self.gathering)
-            assert len(self.buffer) < self.policy.buffer
+            assert self._stepping or len(self.gathering) + len(self.buffer) < self.policy.buffer

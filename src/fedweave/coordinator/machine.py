@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fedweave.contract import Algorithm, Array, Cohort, State, Update
 from fedweave.coordinator.admission import finite
 from fedweave.coordinator.course import LATE, Base, Choose, Course, Gathered
-from fedweave.coordinator.flow import FlowCourse
+from fedweave.coordinator.flow import FlowCourse, suits
 from fedweave.coordinator.roster import Roster
 from fedweave.coordinator.rounds import RoundCourse
 from fedweave.events import (
@@ -94,6 +94,7 @@ class Coordinator:
         asks = choose or Roster(Uniform(), seed, population)
         self.course: Course
         if isinstance(policy, (FedBuff, FedAsync)):
+            suits(algorithm, policy)
             self.course = FlowCourse(policy, algorithm.reduce, cohort, population, asks)
         else:
             self.course = RoundCourse(policy, algorithm.reduce, cohort, population, asks)
@@ -118,9 +119,7 @@ class Coordinator:
                 self.stopping = self.stopping or status
                 return self._next(now, wall) if self.phase == "idle" else []
             case Answered() | Arrived() | Failed() | Fired():
-                effects = self.course.take(event, now)
-                gathered = self.course.harvest()
-                return effects if gathered is None else effects + self._gathered(gathered, now, wall)
+                return self._harvested(self.course.take(event, now), now, wall)
             case Evaluated(number, metrics, seconds) if self.phase == "evaluating":
                 assert self._record is not None
                 if number != self._record.number:
@@ -152,7 +151,13 @@ class Coordinator:
         self.phase, self._began = "training", wall
         number = self.round + 1
         base = Base(self.state, self.buffers)
-        return self.course.open(number, self._first(number), self.algorithm.surveys, base, now)
+        opened = self.course.open(number, self._first(number), self.algorithm.surveys, base, now)
+        # What came during the last step may be enough for the next.
+        return self._harvested(opened, now, wall)
+
+    def _harvested(self, effects: list[Effect], now: float, wall: float) -> list[Effect]:
+        gathered = self.course.harvest()
+        return effects if gathered is None else effects + self._gathered(gathered, now, wall)
 
     def _gathered(self, g: Gathered, now: float, wall: float) -> list[Effect]:
         """The server's step, the round's record, and what follows."""
@@ -164,10 +169,9 @@ class Coordinator:
         diverged = g.tally.counted == 0 and bool(g.tally.refused) and not g.abandoned
         sent = sum(self._sent(client) for client, _ in (*g.refused, *g.dropped))
         if aggregate is not None:
-            state = self._remembering(self.algorithm.step(self.state, aggregate, self._cohort(g)), g, aggregate)
+            state = self._stepped(g, aggregate)
             if finite(state.weights):
-                buffers = state.get("buffers") if self.algorithm.prepares else aggregate.get("buffers")
-                self.state, self.buffers = state, self.buffers if buffers is None else buffers
+                self.state, self.buffers = state, self._restated(g, state, aggregate)
             else:
                 diverged = True
         self._record = self._recorded(g, sent, now, wall)
@@ -180,9 +184,8 @@ class Coordinator:
 
     def _recorded(self, g: Gathered, sent: int, now: float, wall: float) -> Round:
         tally = g.tally
-        dropped: dict[int, str] = {}
-        for client, reason in (*g.dropped, *((client, LATE) for client in tally.dropped)):
-            dropped.setdefault(client, reason)
+        known = {client for client, _ in g.dropped}
+        dropped = sorted([*g.dropped, *((client, LATE) for client in tally.dropped if client not in known)])
         loss = tally.loss / tally.examples if tally.examples else math.nan
         return Round(
             number=g.round,
@@ -194,10 +197,10 @@ class Coordinator:
             model_hash=self._hash(),
             examples=tally.examples,
             steps=tally.steps,
-            refused=tuple(sorted({*tally.refused, *g.refused})),
-            dropped=tuple(sorted(dropped)),
+            refused=tuple(sorted((*tally.refused, *g.refused))),
+            dropped=tuple(client for client, _ in dropped),
             figures=self.algorithm.figures(self.state),
-            reasons=tuple(dropped[client] for client in sorted(dropped)),
+            reasons=tuple(reason for _, reason in dropped),
             virtual_seconds=now if self.virtual else None,
             staleness=g.staleness,
         )
@@ -222,15 +225,23 @@ class Coordinator:
 
     def _reduced(self, g: Gathered) -> Update | None:
         moment = Moment(self.seed, g.round, self.state.get(_memory(g)))
-        aggregate = at(self.algorithm.reduce, moment).result(g.partial)
-        if aggregate is None or g.mix is None:
-            return aggregate
-        # (1 - alpha) x + alpha y, for y = the model it began from + its delta, which is alpha delta by now.
-        alpha, base = g.mix
-        mixed = aggregate.replace(delta=aggregate.delta + alpha * (base.state.weights - self.state.weights))
-        if "buffers" in aggregate:
-            mixed = mixed.replace(buffers=self.buffers + alpha * (aggregate.buffers - self.buffers))
-        return mixed
+        return at(self.algorithm.reduce, moment).result(g.partial)
+
+    def _stepped(self, g: Gathered, aggregate: Update) -> State:
+        """The state after the server's step."""
+        state = self.algorithm.step(self.state, aggregate, self._cohort(g))
+        if g.mix is not None:
+            # (1 - alpha) x + alpha (base + delta): the step added alpha delta, the rest pulls back to the base.
+            alpha, base = g.mix
+            state = state.replace(weights=state.weights + alpha * (base.state.weights - self.state.weights))
+        return self._remembering(state, g, aggregate)
+
+    def _restated(self, g: Gathered, state: State, aggregate: Update) -> Array:
+        """The model's buffers after the server's step."""
+        if self.algorithm.prepares:
+            return state.get("buffers", self.buffers)
+        buffers = aggregate.get("buffers", self.buffers)
+        return buffers if g.mix is None else self.buffers + g.mix[0] * (buffers - self.buffers)
 
     def _remembering(self, state: State, g: Gathered, aggregate: Update) -> State:
         return state.replace(**{_memory(g): vector(aggregate)}) if remembers(self.algorithm.reduce) else state

@@ -181,10 +181,12 @@ class RoundCourse:
         why = "the round was abandoned" if c.abandoned else LATE if c.overdue else "enough others had answered"
         lost = c.status == LEFT if not c.abandoned else (c.status == LEFT) | (c.status == DELIVERED)
         dropped += [(client, why) for client in c.clients[lost].tolist()]
-        dropped += [(client, LATE) for client in t.dropped]
         partial = self.reduction.empty() if c.abandoned else c.fold.result()
         tally = before.tally + t
-        return Gathered(c.number, c.clients, partial, tally, refused, dropped, c.survey, c.abandoned)
+        # Who was lost in the survey and again in the training is named once.
+        return Gathered(
+            c.number, c.clients, partial, tally, refused, list(dict(reversed(dropped)).items()), c.survey, c.abandoned
+        )
 
     # Between rounds ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +99,10 @@ class Direct:
             case SetTimer():
                 self.timers.append(wish)
 
+    def arrays(self) -> dict[str, Any]:
+        """Nothing was done ahead of time."""
+        return {}
+
     def next(self) -> Event:
         """What happens once nothing is left to be done."""
         timer = self.timers.pop(0)
@@ -157,9 +161,10 @@ class Virtual:
             self.site.roster.learn(client, seconds=self.now - began)
         return event
 
-    def go_on(self, now: float) -> None:
+    def go_on(self, now: float, errands: Mapping[str, Any]) -> None:
         """Go on from a checkpoint that was taken at this time: whoever was at work then is."""
         self.world.now = now
+        self.errands.restore(errands, self.site.algorithm.reduce)
         course = self.site.coordinator.course
         if isinstance(course, FlowCourse):
             for task in course.working.values():
@@ -168,6 +173,10 @@ class Virtual:
             for task in course.buffer.values():
                 train = Train(task.round, np.array([task.client], np.int64), first=task.number)
                 self.errands.efforts[task.number] = self._begun(train, task.number, task.began, again=True)[0]
+
+    def arrays(self) -> dict[str, Any]:
+        """What was done ahead of time, for a checkpoint."""
+        return self.errands.arrays(self.site.algorithm.reduce)
 
     # Helpers -------------------------------------------------------------------------------------------------------------
 

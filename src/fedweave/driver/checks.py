@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
 from fedweave.data import Split
+from fedweave.engines.workers import possible
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Target
 from fedweave.models import Model
@@ -19,18 +19,29 @@ from fedweave.policy import FedAsync, FedBuff, Policy, Rules, Synchronous, cohor
 from fedweave.policy import spell as spell_policy
 from fedweave.population import Effort, Source, Stragglers
 from fedweave.randomness import generator
+from fedweave.reduce.parallel import cores
 
 
-def threads_for(model: Model, split: Split, config: Config) -> int:
-    """Threads by rule, never by a stopwatch: where a step is mostly calls, a second thread only makes them slower."""
+def threads_for(model: Model, cohort: int, config: Config) -> int:
+    """Threads of each process that trains, by rule, never by a stopwatch and never by the number of processes: a thread more
+    can change the last bit. One, since processes use the cores better; all of them where a cohort has too few clients for that.
+
+    Raises:
+        UsageError: the number given cannot be used.
+    """
+    if config.workers is not None and config.workers < 1:
+        raise UsageError(f"workers is {config.workers}; it must be a whole number from 1 up.")
     if config.threads is not None:
         if config.threads < 1:
             raise UsageError(f"threads is {config.threads}; it must be a whole number from 1 up.")
+        if config.threads > 1 and (config.workers or 1) > 1:
+            raise UsageError(
+                f"threads is {config.threads} and workers is {config.workers}: several processes train with one thread each. "
+                f"Give one of them."
+            )
         return config.threads
-    whole = config.local.batch_size == "all" or config.algorithm.startswith("fedsgd")
-    batch = int(np.median(split.sizes)) if whole else min(int(config.local.batch_size), int(split.sizes.max(initial=1)))
-    worth = model.heavy or model.layout.size * batch >= 10_000_000
-    return torch.get_num_threads() if worth else 1
+    few = cohort < cores() or not possible()
+    return cores() if model.heavy and few else 1
 
 
 def whole(algorithm: Algorithm, rules: Rules) -> Rules:
@@ -48,6 +59,16 @@ def accounted_for(algorithm: Algorithm, attack: Attack | None, config: Config, b
         raise UsageError(f"{name}'s updates are not changes of one vector, so the attack {config.attack} cannot forge them.")
     if buffers and config.buffers != "mean":
         raise UsageError(f"buffers is {config.buffers!r}, but {name} averages the model's buffers itself: leave it at 'mean'.")
+
+
+def measured(evaluate: str, split: Split, personal: bool) -> str:
+    """What is evaluated, with ``"auto"`` decided."""
+    if evaluate not in ("auto", "central", "clients", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
+    central = split.x_test is not None and len(split.x_test) > 0
+    if not central and evaluate in ("central", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
+    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
 
 
 def known_target(target: Target, measures: list[str], evaluate: str) -> None:

@@ -3,25 +3,29 @@
 
 What a client sends depends on the model it began from, its data and its draws, all of which are known once it has begun. So
 its training may be done at any time before its answer is used: when one is needed, others whose answers come next are trained
-with it. What a client keeps stays aside until its answer is used, so that a checkpoint holds nothing of the future.
+with it. Whom a client is trained with may change the last bit of what it sends, so that what was trained ahead is part of a
+checkpoint; what a client keeps stays aside until its answer is used.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from fedweave.contract import Algorithm, Arrays, Local
-from fedweave.coordinator import BLOCK, Arrived, Base, Coordinator, FlowCourse
+from fedweave.contract import Algorithm, Arrays, Local, Reduction, Update
+from fedweave.coordinator import BLOCK, Arrived, Base, Coordinator, FlowCourse, Tally
 from fedweave.coordinator.flow import Task
 from fedweave.engines import Block, Job, Kept, Scattered
+from fedweave.reduce.base import restored, single
 
 AHEAD = 4 * BLOCK
-"""Updates that may be held before they are used."""
-HELD = 1 << 28
-"""Bytes that they may take."""
+"""Clients that are trained, or wait trained, at a time, unless more are needed at once."""
+HELD = 1 << 26
+"""Bytes of 64-bit numbers that their updates may take."""
 
 
 class Aside:
@@ -100,6 +104,35 @@ class Errands:
         for block in self.train(job):
             task = batch[block.first]
             self.done[task.number] = (task.client, block)
+
+    def arrays(self, reduction: Reduction) -> dict[str, Any]:
+        """What was trained ahead, for a checkpoint: named arrays and numbers."""
+        found: dict[str, Any] = {}
+        tallies: dict[int, Any] = {}
+        for number, (client, block) in self.done.items():
+            tallies[number] = (client, asdict(block.tally))
+            update = single(reduction, block.partial)
+            found |= {f"{number}.update.{name}": value for name, value in (update or {}).items()}
+            found |= {f"{number}.kept.{name}": value for name, value in self.aside.later.get(client, {}).items()}
+        return found | {"tallies": np.frombuffer(json.dumps(tallies).encode(), np.uint8)} if tallies else {}
+
+    def restore(self, arrays: Mapping[str, Any], reduction: Reduction) -> None:
+        """Go on from there."""
+        if not arrays:
+            return
+        for text, (client, tally) in json.loads(np.asarray(arrays["tallies"]).tobytes()).items():
+            number, parts = int(text), dict[str, dict[str, Any]](update={}, kept={})
+            for name, value in arrays.items():
+                owner, _, rest = name.partition(".")
+                if owner == text:
+                    part, _, leaf = rest.partition(".")
+                    parts[part][leaf] = value
+            tally["refused"] = tuple((who, why) for who, why in tally["refused"])
+            tally["dropped"] = tuple(tally["dropped"])
+            partial = restored(reduction, Update(**parts["update"]) if parts["update"] else None)
+            self.done[number] = (client, Block(0, 1, partial, Tally(**tally)))
+            if parts["kept"]:
+                self.aside.put(client, Arrays(**parts["kept"]))
 
     def forget(self, live: set[int]) -> None:
         """Only these tasks are still of interest."""

@@ -43,19 +43,20 @@ from fedweave.data import Split
 from fedweave.driver import checks
 from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
-from fedweave.driver.terms import Terms
 from fedweave.driver.world import World
-from fedweave.engines import ENGINES, Engine, Setup
+from fedweave.engines import Engine, Setup, Work
 from fedweave.engines import build as build_engine
-from fedweave.errors import UnknownName, UsageError
+from fedweave.errors import UsageError
 from fedweave.history import Round
 from fedweave.interrupt import Interrupt
 from fedweave.layout import model_hash
 from fedweave.models import Loss, Model, ModelChoice, build, flatten, redrawn, tensor
 from fedweave.policy import FedAsync, FedBuff, cohort_size
 from fedweave.randomness import derive
+from fedweave.reduce.parallel import cores
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
+from fedweave.terms import Terms
 
 Observer = Callable[[events.Event], None]
 
@@ -74,20 +75,19 @@ class Driver:
         terms: Terms,
         observer: Observer | None,
     ) -> None:
-        if config.engine not in ENGINES:
-            raise UnknownName("engine", config.engine, ENGINES)
         if split.clients == 0:
             raise UsageError("The data has no clients.")
         self.split, self.observer = split, observer or (lambda event: None)
         self.terms, self.cohort = terms, cohort_size(config.cohort, split.clients)
         checks.timely(terms.policy, terms.source, terms.effort, terms.attack)
-        shape = tuple(split.x_train.shape[1:])
+        # What these two functions refer to goes with them to other processes: the data must not be among it.
+        shape, classes, seed = tuple(split.x_train.shape[1:]), split.classes, config.seed
 
         def make() -> nn.Module:
-            return build(model, shape, split.classes, config.seed)
+            return build(model, shape, classes, seed)
 
         def fresh(client: int) -> Tensor:
-            module = redrawn(model, shape, split.classes, derive(config.seed, "initial weights of a client", client))
+            module = redrawn(model, shape, classes, derive(seed, "initial weights of a client", client))
             return flatten(p.detach() for p in module.parameters() if p.requires_grad)
 
         self.make, self.fresh = make, fresh
@@ -98,7 +98,7 @@ class Driver:
         self.label = label
         if terms.rules.target is not None:
             checks.known_target(terms.rules.target, self.model.measures, config.evaluate)
-        self.config = config.model_copy(update={"threads": checks.threads_for(self.model, split, config)})
+        self.config = config.model_copy(update={"threads": checks.threads_for(self.model, self.cohort, config)})
         self.local = config.local.value()
         algorithm.check(self.local, getattr(terms.policy, "buffer", self.cohort))
         self.algorithm = algorithm.bind(self.model.layout)
@@ -121,6 +121,8 @@ class Driver:
         self.start: Round | None = None
         self.history: list[Round] = []
         self.course: Mapping[str, Any] = {}
+        self.errands: Mapping[str, Any] = {}
+        self._coordinator()  # what it would refuse is refused before anything is kept
         self._number = self._done = 0
 
     def _build(self) -> None:
@@ -129,8 +131,10 @@ class Driver:
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
+        local = self.local
         setup = Setup(
             self.model,
+            self.make,
             self.split,
             self.algorithm,
             self.config.seed,
@@ -142,7 +146,8 @@ class Driver:
             watch=self._watch,
             fresh=self.fresh,
             engine=self.config.engine,
-            workers=self.config.workers or 1,
+            workers=1 if self.config.threads != 1 else self.config.workers,
+            work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
         )
         return build_engine(setup)
 
@@ -200,7 +205,7 @@ class Driver:
         self._keep_clients_in(store.folder)
         self.kept.restore(snapshot.clients)
         self.state, self.buffers, self.engine.memory = snapshot.state, snapshot.buffers, snapshot.memory
-        self.course = snapshot.course
+        self.course, self.errands = snapshot.course, snapshot.errands
         self.roster.restore(dict(snapshot.roster))
         self.store = store
         store.write("config.toml", self.config.toml().encode())
@@ -210,7 +215,7 @@ class Driver:
     def drive(self) -> Result:
         began = time.monotonic()
         self.coordinator = coordinator = self._coordinator()
-        carrier = self._carrier(coordinator)
+        carrier = self.carrier = self._carrier(coordinator)
         self.observer(self._opening())
         limit, ended = self.config.max_seconds, None
 
@@ -233,7 +238,9 @@ class Driver:
                     match effects.popleft():
                         case Evaluate(number):
                             before = time.monotonic()
-                            measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
+                            # Metrics are no part of what the next round begins with: all cores may work on them.
+                            with _torch_threads(cores() if self.model.heavy else self.config.threads or 1):
+                                measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
                             effects.extend(tell(Evaluated(number, measured, time.monotonic() - before)))
                         case Publish(record):
                             self._publish(record)
@@ -278,7 +285,7 @@ class Driver:
         carrier = Virtual(site, self.world, self.aside, self.config.buffers == "mean" and not self.algorithm.keeps_buffers)
         last = self.history[-1] if self.history else self.start
         if last is not None and last.virtual_seconds is not None:
-            carrier.go_on(last.virtual_seconds)
+            carrier.go_on(last.virtual_seconds, self.errands)
         return carrier
 
     def _announce(self, number: int, clients: tuple[int, ...], survey: bool) -> None:
@@ -295,7 +302,7 @@ class Driver:
             clients=self.split.clients,
             cohort=self.cohort,
             rounds=self.rules.rounds,
-            engine=self.engine.name,
+            engine=self.engine.about,
             target=self.rules.target,
             folder=str(self.store.folder) if self.store is not None else None,
             resumed_at=len(self.history),
@@ -329,9 +336,19 @@ class Driver:
         at = getattr(self, "coordinator", self)
         layout = self.algorithm.layout(at.state)
         spelled = "" if layout is None else layout.spell()
-        course = self.coordinator.course.arrays() if hasattr(self, "coordinator") else {}
-        clients = self.kept.checkpoint()
-        return pack(Snapshot(at.state, at.buffers, self.engine.memory, clients, spelled, course, self.roster.arrays()))
+        begun = hasattr(self, "coordinator")
+        return pack(
+            Snapshot(
+                at.state,
+                at.buffers,
+                self.engine.memory,
+                self.kept.checkpoint(),
+                spelled,
+                self.coordinator.course.arrays() if begun else {},
+                self.roster.arrays(),
+                self.carrier.arrays() if begun else {},
+            )
+        )
 
     def _result(self, ended: Finish) -> Result:
         c = self.coordinator

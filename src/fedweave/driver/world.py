@@ -51,7 +51,7 @@ class World:
         self.now = 0.0
         self._due: list[tuple[float, int, int, int, Told]] = []
         self._count = itertools.count()
-        self._gone: set[tuple[int, int]] = set()
+        self._live: set[tuple[int, int]] = set()
         self._idle = 0
 
     def begin(
@@ -84,7 +84,7 @@ class World:
                     found[i], end[i] = part, train.seconds
         online = self.devices.available(at, train.clients)
         leaves = self.devices.changes(at, train.clients) - at
-        self._gone.difference_update((train.round, train.first + i) for i in range(len(train.clients)))
+        self._live.update((train.round, train.first + i) for i in range(len(train.clients)))
         for i, kind in enumerate(fates.kind.tolist()):
             where = train.round, train.first + i
             after, event = float(end[i]), self._outcome(Fate(kind), where, train.survey, found[i])
@@ -122,7 +122,7 @@ class World:
 
     def cancel(self, tasks: Sequence[tuple[int, int]]) -> None:
         """What these would have sent does not come."""
-        self._gone.update(tasks)
+        self._live.difference_update(tasks)
 
     def set(self, timer: SetTimer) -> None:
         self._push(timer.at, 1, 0, Fired(timer.name, timer.number))
@@ -135,9 +135,10 @@ class World:
         """
         while self._due:
             at, _, _, _, event = heapq.heappop(self._due)
-            if not isinstance(event, Fired) and (event.round, event.position) in self._gone:
-                self._gone.discard((event.round, event.position))
-                continue
+            if not isinstance(event, Fired):
+                if (event.round, event.position) not in self._live:
+                    continue
+                self._live.remove((event.round, event.position))
             self.now = max(self.now, at)
             self._idle = 0 if isinstance(event, Answered) else self._idle + 1
             if self._idle > PATIENCE:
@@ -153,7 +154,7 @@ class World:
         return {
             (event.round, event.position): at
             for at, _, _, _, event in self._due
-            if isinstance(event, Answered) and (event.round, event.position) not in self._gone
+            if isinstance(event, Answered) and (event.round, event.position) in self._live
         }
 
     def _push(self, at: float, rank: int, position: int, event: Told) -> None:

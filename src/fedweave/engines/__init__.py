@@ -3,5 +3,6 @@
 
 from fedweave.engines.base import Block, Crew, Engine, Job, Kept, Kernel, Scattered, Unit
 from fedweave.engines.building import ENGINES, Setup, build
+from fedweave.engines.choosing import Work
 
-__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Scattered", "Setup", "Unit", "build"]
+__all__ = ["ENGINES", "Block", "Crew", "Engine", "Job", "Kept", "Kernel", "Scattered", "Setup", "Unit", "Work", "build"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +88,7 @@ class Unit:
     mine: Sequence[Arrays | None]
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One client's part of a unit. ``local`` is None in a survey."""
 
     client: int
@@ -102,15 +101,15 @@ class Task:
     liar: bool = False
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a client sends and keeps; ``outcome`` None in a survey, and once it is no longer needed."""
+class Answer(NamedTuple):
+    """What a client sends and keeps, and the bytes that it was ``asked`` with; ``outcome`` None in a survey."""
 
     client: int
     asked: int
     update: Update
     kept: Arrays | None
     outcome: Outcome | None
+    sound: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,23 @@ class Done:
     kept: list[tuple[int, Arrays]] = field(default_factory=list)
 
 
+class Trained(NamedTuple):
+    """What a kernel made of a task: what is sent and kept, and what came of the training (None in a survey). ``sound``: all
+    that is sent is known to be finite."""
+
+    update: Update
+    kept: Arrays | None
+    outcome: Outcome | None
+    sound: bool = False
+
+
 class Kernel(Protocol):
     """Trains clients, in this process."""
 
     name: str
 
-    def train(self, tasks: Sequence[Task]) -> Iterable[tuple[Update, Arrays | None, Outcome | None]]:
-        """Of each task in turn: what is sent, what is kept, and what came of its training (None in a survey)."""
+    def train(self, tasks: Sequence[Task]) -> Iterable[Trained]:
+        """Of each task in turn."""
 
     def chunk(self, job: Job) -> int:
         """Clients of a unit: what it trains together, by a rule that knows nothing of processes. 1, or whole blocks."""
@@ -185,6 +194,10 @@ class Engine(Protocol):
 
     name: str
     memory: Arrays
+
+    @property
+    def about(self) -> str:
+        """What it is and why it was chosen, for people."""
 
     def train(self, job: Job) -> Iterator[Block]:
         """The blocks of a conversation, as they are done."""

@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedweave.attacks import Attack
 from fedweave.contract import Algorithm
 from fedweave.data import Split
-from fedweave.engines.base import Engine, Kept, Kernel
+from fedweave.engines.base import Crew, Engine, Kept
+from fedweave.engines.choosing import LARGE, TOO_LARGE, Work, choose
+from fedweave.engines.cluster import RayCrew
 from fedweave.engines.cohorts import Cohorts, client_state
-from fedweave.engines.eager import Eager
 from fedweave.engines.inline import Inline
 from fedweave.engines.measuring import Measure
-from fedweave.engines.performing import Performer
-from fedweave.engines.stacks import stack
-from fedweave.engines.vectorized import Vectorized
-from fedweave.local import Trainer
+from fedweave.engines.recipe import Recipe
+from fedweave.engines.stacks import Stack, stack
+from fedweave.engines.trying import refusal
+from fedweave.engines.workers import Workers
+from fedweave.errors import UnknownName
 from fedweave.models import Model, tensor
 
-ENGINES = ("auto", "eager", "vectorized")
+ENGINES = ("auto", "eager", "vectorized", "ray")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Setup:
 
     Args:
         model: is overwritten.
+        make: makes its module again, for processes that have to make their own.
         split: the data, and who holds what.
         algorithm: what is done.
         seed: addresses all draws.
@@ -40,9 +43,13 @@ class Setup:
         attack, byzantine: what bad clients do, and who they are.
         watch: told each client that is done.
         fresh: draws initial weights [P] for a client, where the algorithm's clients begin from their own.
+        engine: one of ``ENGINES``.
+        workers: processes that train; None: as fits the engine and the work.
+        work: what the run asks for, from which an engine is chosen.
     """
 
     model: Model
+    make: Callable[[], nn.Module]
     split: Split
     algorithm: Algorithm
     seed: int
@@ -54,24 +61,48 @@ class Setup:
     watch: Callable[[int], None] | None = None
     fresh: Callable[[int], Tensor] | None = None
     engine: str = "auto"
-    workers: int = 1
+    workers: int | None = None
+    work: Work = field(default_factory=lambda: Work(1, 1, 1.0, 1.0))
 
 
 def build(setup: Setup) -> Engine:
-    """The engine."""
+    """The engine.
+
+    Raises:
+        UnknownName, UsageError: there is no such engine, or not with this model or this many processes.
+    """
     s = setup
-    x, y = tensor(s.split.x_train), tensor(s.split.y_train)
-    honest = liar = Trainer(s.model, x, y, s.algorithm, s.fresh)
-    if s.attack is not None and s.attack.flips_labels:
-        liar = Trainer(s.model, x, s.attack.flipped(y, s.split.classes), s.algorithm, s.fresh)
-    policy = "home" if s.algorithm.keeps_buffers else s.buffers
-    kernel: Kernel = Eager(honest, liar)
-    if s.engine == "vectorized":
-        made = stack(s.model, x, y)
-        if not isinstance(made, str):
-            kernel = Vectorized(honest, liar, made, kernel)
-    performer = Performer(kernel, s.split, s.seed, policy, s.byzantine, s.attack is not None)
-    measure = Measure(
-        s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), policy == "home"
-    )
-    return Cohorts(kernel.name, Inline(performer), kernel.chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
+    if s.engine not in ENGINES:
+        raise UnknownName("engine", s.engine, ENGINES)
+    made = _stack(s)
+    choice = choose(s.model, made, s.work, s.engine if s.engine in ("eager", "vectorized") else None, s.workers)
+    if choice.kernel == "vectorized" and isinstance(made, str):
+        choice = replace(choice, kernel="eager", why=f"not vectorized: {made}")
+    recipe = Recipe(
+        s.make, s.model.loss, s.model.metrics, s.split, s.algorithm, s.seed, s.buffers, s.attack, s.byzantine, s.fresh,
+        choice.kernel,
+    )  # fmt: skip
+    performer = recipe.performer(s.model)
+    crew: Crew
+    if s.engine == "ray":
+        crew = RayCrew(recipe, s.workers)
+    elif choice.workers == 1:
+        crew = Inline(performer)
+    else:
+        crew = Workers(performer, s.algorithm, choice.workers)
+    home = recipe.policy == "home"
+    measure = Measure(s.model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), home)
+    chunk = performer.kernel.chunk
+    return Cohorts(choice.kernel, choice.why, crew, chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
+
+
+def _stack(setup: Setup) -> Stack | str:
+    """The gradients of many models at once, or why there are none."""
+    if setup.engine == "eager":
+        return "eager was asked for"
+    if setup.algorithm.prepares:
+        return f"{type(setup.algorithm).__name__} changes how each client trains"
+    if setup.engine != "vectorized" and setup.model.layout.size > LARGE:
+        return TOO_LARGE
+    x, y = tensor(setup.split.x_train), tensor(setup.split.y_train)
+    return refusal(setup.algorithm, setup.model.flat) or stack(setup.model, x, y)

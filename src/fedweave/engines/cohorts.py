@@ -21,7 +21,8 @@ class Cohorts:
     """Trains cohorts.
 
     Args:
-        name: what it is called.
+        name: what it is called: its kernel.
+        why: why it was chosen.
         crew: performs units.
         chunk: clients of a unit, by the kernel's rule.
         measure: gives the metrics of a model.
@@ -34,6 +35,7 @@ class Cohorts:
     def __init__(
         self,
         name: str,
+        why: str,
         crew: Crew,
         chunk: Callable[[Job], int],
         measure: Callable[[State, Any], dict[str, float]],
@@ -43,7 +45,7 @@ class Cohorts:
         byzantine: Collection[int] = (),
         watch: Callable[[int], None] | None = None,
     ) -> None:
-        self.name, self.crew, self.chunk, self.evaluate, self.seed = name, crew, chunk, measure, seed
+        self.name, self.why, self.crew, self.chunk, self.evaluate, self.seed = name, why, crew, chunk, measure, seed
         self.kept, self.attack, self.byzantine, self.watch = kept, attack, frozenset(byzantine), watch
         self.memory = Arrays()
 
@@ -56,6 +58,11 @@ class Cohorts:
             self._keep(done.kept)
             self._tell(job, *done.unit)
             yield from done.blocks
+
+    @property
+    def about(self) -> str:
+        """What it is and why, for people."""
+        return f"{self.name}, {self.crew.name} ({self.why})"
 
     def close(self) -> None:
         self.crew.close()
@@ -87,7 +94,7 @@ class Cohorts:
             return answers
         moment = Moment(self.seed, job.round)
         made, self.memory = attack.forge([a.update for a in bad], honest, moment, self.memory)
-        forged = {a.client: Answer(a.client, a.asked, u, a.kept, a.outcome) for a, u in zip(bad, made, strict=True)}
+        forged = {a.client: a._replace(update=u, sound=False) for a, u in zip(bad, made, strict=True)}
         return [a if isinstance(a, int) else forged.get(a.client, a) for a in answers]
 
     def _keep(self, kept: list[tuple[int, Arrays]]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedweave.contract import Arrays, Update
-from fedweave.engines.base import Job, Task
-from fedweave.local import Outcome, Trainer
+from fedweave.engines.base import Job, Task, Trained
+from fedweave.local import Trainer
 
 
 class Eager:
@@ -23,15 +22,15 @@ class Eager:
     def __init__(self, honest: Trainer, liar: Trainer) -> None:
         self.honest, self.liar = honest, liar
 
-    def train(self, tasks: Sequence[Task]) -> Iterator[tuple[Update, Arrays | None, Outcome | None]]:
+    def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
         for task in tasks:
             trainer = self.liar if task.liar else self.honest
             if task.local is None:
                 update, kept = trainer.survey(task.ask, task.buffers, task.mine, task.indices, task.turn)
-                yield update, kept, None
+                yield Trained(update, kept, None)
             else:
                 outcome = trainer.turn(task.ask, task.buffers, task.mine, task.indices, task.turn, task.local)
-                yield outcome.update, outcome.mine, outcome
+                yield Trained(outcome.update, outcome.mine, outcome)
 
     def chunk(self, job: Job) -> int:
         return 1

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fedweave.contract import Array, Arrays, Work
+from fedweave.contract import Arrays
 from fedweave.coordinator import BLOCK, Tally, fault
 from fedweave.data import Split
 from fedweave.engines.base import Answer, Block, Done, Job, Kernel, Task, Unit
@@ -54,13 +54,13 @@ class Performer:
                 yield int(job.clients[p])
                 continue
             task = next(awaited)
-            update, kept, outcome = next(trained)
+            update, kept, outcome, sound = next(trained)
             if outcome is not None and self.policy == "home":
                 kept = (kept or Arrays()).replace(buffers=outcome.buffers)
             elif outcome is not None and self.policy == "mean" and len(outcome.buffers) and not job.algorithm.prepares:
-                update = update.replace(buffers=outcome.buffers)
-            sent = size(task.ask) + (0 if job.algorithm.prepares else job.starts(p).nbytes)
-            yield Answer(task.client, sent, update, kept, outcome)
+                update, sound = update.replace(buffers=outcome.buffers), False
+            sent = size(task.ask) + (0 if job.algorithm.prepares else int(job.starts(p).nbytes))
+            yield Answer(task.client, sent, update, kept, outcome, sound)
 
     def _task(self, job: Job, position: int, mine: Arrays | None) -> Task:
         client = int(job.clients[position])
@@ -85,39 +85,52 @@ def reduced(
     source = iter(answers)
     for start in range(first, last, BLOCK if whole else 1):
         stop = min(start + BLOCK, last) if whole else start + 1
-        partial, tally = job.algorithm.reduce.empty(), Tally()
+        partial, tally = job.algorithm.reduce.empty(), _Tallied()
         for _ in range(start, stop):
             answer = next(source)
             if isinstance(answer, int):
-                tally += Tally(dropped=(answer,))
+                tally.dropped.append(answer)
                 continue
-            reason = fault(answer.update)
+            reason = None if answer.sound else fault(answer.update)
             if reason is None:
                 partial = job.algorithm.reduce.add(partial, answer.update)
                 if answer.kept is not None:
                     kept.append((answer.client, answer.kept))
-            tally += _tally(answer, reason)
-        yield Block(start, stop, partial, tally)
+            tally.add(answer, reason)
+        yield Block(start, stop, partial, tally.tally())
 
 
-def _tally(answer: Answer, reason: str | None) -> Tally:
-    down, up = answer.asked, size(answer.update)
-    if reason is not None:
-        return Tally(bytes_down=down, bytes_up=up, refused=((answer.client, reason),))
-    if answer.outcome is None:
-        return Tally(counted=1, bytes_down=down, bytes_up=up)
-    work: Work = answer.outcome.work
-    loss = answer.outcome.loss * work.examples
-    return Tally(counted=1, examples=work.examples, steps=work.steps, loss=loss, bytes_down=down, bytes_up=up)
+class _Tallied:
+    """A block's tally, as it grows."""
+
+    def __init__(self) -> None:
+        self.counted = self.examples = self.steps = self.down = self.up = 0
+        self.loss = 0.0
+        self.refused: list[tuple[int, str]] = []
+        self.dropped: list[int] = []
+
+    def add(self, answer: Answer, reason: str | None) -> None:
+        self.down += answer.asked
+        self.up += size(answer.update)
+        if reason is not None:
+            self.refused.append((answer.client, reason))
+            return
+        self.counted += 1
+        if answer.outcome is not None:
+            work = answer.outcome.work
+            self.examples += work.examples
+            self.steps += work.steps
+            self.loss += answer.outcome.loss * work.examples
+
+    def tally(self) -> Tally:
+        refused, dropped = tuple(self.refused), tuple(self.dropped)
+        return Tally(self.counted, self.examples, self.steps, self.loss, self.down, self.up, refused, dropped)
 
 
 def size(record: Arrays) -> int:
     """Bytes of the arrays; a scalar counts as eight."""
 
-    def of(value: Array) -> int:
-        return int(getattr(value, "nbytes", 8))
-
-    return sum(of(value) for value in record.values())
+    return sum([getattr(value, "nbytes", 8) for value in record.values()])
 
 
 def cut(job: Job, chunk: int, single: bool) -> Sequence[tuple[int, int]]:

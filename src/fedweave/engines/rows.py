@@ -75,3 +75,16 @@ def _values(value: Array, like: Array, count: int) -> Sequence[Any]:
         return [type(like)(number) for number in numbers] if isinstance(like, (int, float)) else numbers
     rows = torch.broadcast_to(value.to(like.dtype), (count, *like.shape))
     return list(rows.unbind(0))
+
+
+def finite_rows(update: Update, count: int) -> list[bool]:
+    """Of each client of a stack: whether all that it sends is certainly finite, and its weight not negative."""
+    sound = torch.ones(count, dtype=torch.bool)
+    for name, value in update.items():
+        if not isinstance(value, Tensor) or value.numel() % count:
+            return [False] * count
+        rows = value.reshape(count, -1)
+        # A finite sum has only finite terms.
+        sound &= torch.isfinite(rows.sum(1)) if name != "weight" else (torch.isfinite(rows) & (rows >= 0)).all(1)
+    found: list[bool] = sound.tolist()
+    return found

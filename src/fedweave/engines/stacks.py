@@ -21,6 +21,8 @@ class Stack(Protocol):
     """
 
     name: str
+    most: int
+    """Parameters up to which a stack is faster than its models one by one: beyond, it no longer fits the caches."""
 
     def gradient(self, weights: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """The mean losses [K] and their gradients, one [K, ...] for each parameter, good until the next call."""
@@ -32,7 +34,7 @@ class Stack(Protocol):
 class Chained:
     """A stack of chains of layers."""
 
-    name = "written-out gradients"
+    name, most = "written-out gradients", 2**16
 
     def __init__(self, links: chain.Chain) -> None:
         self.links = links
@@ -50,7 +52,7 @@ class Chained:
 class Mapped:
     """A stack of modules of any kind that torch.func can map over: no buffers, no random draws."""
 
-    name = "vmap"
+    name, most = "vmap", 2**15
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -17,14 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedweave.contract import Arrays, Ask, Local, Progress, Update, Work
-from fedweave.engines.base import Job, Kernel, Task
-from fedweave.engines.rows import columns, pick, split, together
+from fedweave.contract import Ask, Local, Progress, Work
+from fedweave.engines.base import Job, Kernel, Task, Trained
+from fedweave.engines.rows import columns, finite_rows, pick, split, together
 from fedweave.engines.stacks import Stack
 from fedweave.local import GATHERED, Outcome, Trainer, epochs, rule
 from fedweave.models import IGNORED
-
-Answered = tuple[Update, Arrays | None, Outcome | None]
 
 CACHE = 2**22
 """Bytes of a stack's weights at most, so that a few such stacks stay in a core's cache."""
@@ -55,12 +53,13 @@ class Vectorized:
         self.name = f"vectorized ({stack.name})"
         self.shapes = [slot.shape for slot in self.layout.parameters]
         self.sizes = [slot.size for slot in self.layout.parameters]
+        self._last: tuple[Any, int, Any] = (None, 0, None)
 
     def chunk(self, job: Job) -> int:
         return width(self.layout.size, self.honest.model.flat.itemsize)
 
-    def train(self, tasks: Sequence[Task]) -> Iterator[Answered]:
-        found: dict[int, Answered] = {}
+    def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
+        found: dict[int, Trained] = {}
         groups: dict[Any, list[int]] = {}
         for i, task in enumerate(tasks):
             groups.setdefault(self._kind(task), []).append(i)
@@ -84,8 +83,15 @@ class Vectorized:
         # How often a client passes over its data is told to a direction as one number for all.
         progress = (steps, _per_epoch(local, examples)) if self.honest.directs else None
         measured = examples.bit_length() if self.algorithm.needs else None
-        alike = replace(local, epochs=None, steps=0, lr=local.lr_at(task.turn.round), lr_decay=1.0)
-        return alike, task.liar, kept, _batch(task).bit_length(), measured, progress
+        return self._alike(local, task.turn.round), task.liar, kept, _batch(task).bit_length(), measured, progress
+
+    def _alike(self, local: Local, round: int) -> Local:
+        """The local training but for its length."""
+        if self._last[0] is not local or self._last[1] != round:
+            alike = replace(local, epochs=None, steps=0, lr=local.lr_at(round), lr_decay=1.0)
+            self._last = (local, round, alike)
+        found: Local = self._last[2]
+        return found
 
     def _room(self, tasks: Sequence[Task]) -> int:
         """How many of them can be trained together: the numbers of all their examples of all steps are listed at once."""
@@ -93,7 +99,7 @@ class Vectorized:
         longest = max(len(t.indices) if t.local is None else _batch(t) for t in tasks)
         return max(1, LISTED // (steps * longest))
 
-    def _together(self, tasks: Sequence[Task]) -> list[Answered]:
+    def _together(self, tasks: Sequence[Task]) -> list[Trained]:
         trainer = self.liar if tasks[0].liar else self.honest
         ask, mine = together([t.ask for t in tasks]), together([t.mine for t in tasks])
         measured = self._measured(trainer, tasks, ask) if tasks[0].local is None or self.algorithm.needs else {}
@@ -103,7 +109,7 @@ class Vectorized:
             stacked = Work(examples=columns([w.examples for w in works]), start_gradient=measured["start_gradient"])
             alone = self.algorithm.survey(works[0], tasks[0].ask, tasks[0].mine)
             made = split(self.algorithm.survey(stacked, ask, mine), alone, len(tasks))
-            return [(update, kept, None) for update, kept in made]
+            return [Trained(update, kept, None) for update, kept in made]
         if self.algorithm.trains:
             steps, losses, delta = self._train(trainer, tasks, ask, mine)
         else:
@@ -124,10 +130,15 @@ class Vectorized:
         differing = ("examples", "steps", *self.algorithm.needs)
         stacked = replace(works[0], **{name: columns([getattr(w, name) for w in works]) for name in differing})
         alone = self.algorithm.report(delta[0], works[0], tasks[0].ask, tasks[0].mine)
-        made = split(self.algorithm.report(delta, stacked, ask, mine), alone, len(tasks))
+        sent = self.algorithm.report(delta, stacked, ask, mine)
+        sound = finite_rows(sent[0], len(tasks))
+        made = split(sent, alone, len(tasks))
         nothing = torch.zeros(0, dtype=delta.dtype)
         means = (losses / torch.tensor([max(s, 1) for s in steps])).tolist()
-        return [(update, kept, Outcome(update, kept, works[k], nothing, means[k])) for k, (update, kept) in enumerate(made)]
+        return [
+            Trained(update, kept, Outcome(update, kept, works[k], nothing, means[k]), sound[k])
+            for k, (update, kept) in enumerate(made)
+        ]
 
     # Before the first step -----------------------------------------------------------------------------------------------
 

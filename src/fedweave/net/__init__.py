@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients and a coordinator over a real network, and who may say what in it."""
+"""Real clients over a network: the coordinator's process, and the client's."""

@@ -43,7 +43,8 @@ class Reduction(Protocol):
     clients; ``at(moment)``, itself for one round, with what only the round knows; ``remembers``, whether it must be told
     ``moment.last``, which is then part of the server's state; ``scaled(partial, factor, but)``, the same with all that was
     gathered, weights and the arrays named in ``but`` excepted, times ``factor`` (which asynchronous rounds need, to discount
-    what is stale).
+    what is stale); ``single(partial)``, the one update that was added, or None, and ``restored(update)``, the way back, where
+    ``result`` and ``add`` are not that.
     """
 
     def empty(self) -> Partial:
@@ -96,6 +97,21 @@ def scaled(reduction: Reduction, partial: Partial, factor: float, but: tuple[str
         name = type(reduction).__name__
         raise UsageError(f"The reduction {name} has no scaled(partial, factor, but), which asynchronous rounds need.")
     return found(partial, factor, but)
+
+
+def single(reduction: Reduction, partial: Partial) -> Update | None:
+    """The update that was gathered alone, to the bit; None if it had no weight."""
+    found = getattr(reduction, "single", reduction.result)
+    update: Update | None = found(partial)
+    return update
+
+
+def restored(reduction: Reduction, update: Update | None) -> Partial:
+    """What ``single`` was given."""
+    if update is None:
+        return reduction.empty()
+    found = getattr(reduction, "restored", None)
+    return reduction.add(reduction.empty(), update) if found is None else found(update)
 
 
 def check(reduction: Reduction, cohort: int) -> None:

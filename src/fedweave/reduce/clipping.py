@@ -54,5 +54,9 @@ class NormClipping:
     def scaled(self, partial: Partial, factor: float, but: tuple[str, ...] = ()) -> Partial:
         return Mean().scaled(partial, factor, but)
 
+    def restored(self, update: Update) -> Partial:
+        # It is clipped already; its norm may have been rounded to more than the radius.
+        return Mean().add(Mean().empty(), update)
+
     def result(self, partial: Partial) -> Update | None:
         return Mean().result(partial)

@@ -13,8 +13,8 @@ BLOCK = 16
 
 class Fold:
     """Gathers the parts of positions 0 to ``size``: each block of ``BLOCK`` positions on its own, the blocks in order, so that
-    it does not matter who gathered what or when it came. A part is added as soon as nothing before it is awaited; parts that come
-    in order are never held.
+    it does not matter who gathered what or when it came. A part is added as soon as nothing before it is awaited; parts that
+    come in order are never held.
 
     Args:
         reduction: what gathers.

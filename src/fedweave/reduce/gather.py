@@ -28,6 +28,9 @@ class Listing:
         first.extend(second)
         return first
 
+    def single(self, partial: list[Update]) -> Update | None:
+        return partial[0] if partial else None
+
     def scaled(self, partial: list[Update], factor: float, but: tuple[str, ...] = ()) -> list[Update]:
         kept = {"weight", *but}
         return [update.replace(**{n: v * factor for n, v in update.items() if n not in kept}) for update in partial]

@@ -32,6 +32,8 @@ from fedweave.config import Config
 from fedweave.errors import StoreError
 from fedweave.history import Round
 from fedweave.store.blobs import Blobs, write_durably
+from fedweave.store.database import FILE, database
+from fedweave.store.events import EventLog
 
 GROUP = 0.5
 """Seconds between two commits of rounds."""
@@ -68,12 +70,13 @@ class RunStore:
     Args:
         folder: made if it is not there.
         reading: nothing will be written, so that it does not matter whether the run is in progress.
+        url: of the database that holds the ledger, if it is not SQLite in the folder.
 
     Raises:
         StoreError: the folder cannot be written, or another process has the run open.
     """
 
-    def __init__(self, folder: Path, reading: bool = False) -> None:
+    def __init__(self, folder: Path, reading: bool = False, url: str | None = None) -> None:
         self.folder = folder
         self._lock: IO[str] | None = None
         if not reading:
@@ -88,24 +91,28 @@ class RunStore:
                 self._lock.close()
                 raise StoreError(f"The run in {folder} is open in another process. Wait for it, or end it, first.") from None
         self.blobs = Blobs(folder / "blobs")
-        self._engine = sa.create_engine(f"sqlite:///{folder / 'ledger.sqlite3'}")
-        sa.event.listen(self._engine, "connect", _careful)
+        self._engine = database(folder, url)
         self._waiting: list[Round] = []
         self._lines: IO[str] | None = None
         self._flushed = time.monotonic()
         self._saved = time.monotonic()
         self._saving = 0.0
 
+    @property
+    def events(self) -> EventLog:
+        """What a deployed run is told, in the same database."""
+        return EventLog(self._engine)
+
     # Beginning and coming back -------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, folder: Path) -> RunStore:
+    def create(cls, folder: Path, url: str | None = None) -> RunStore:
         """The folder for a new run; ``begin`` makes it one.
 
         Raises:
             StoreError: it holds a run already, or cannot be written.
         """
-        store = cls(folder)
+        store = cls(folder, url=url)
         try:
             if store.about():
                 raise StoreError(
@@ -132,17 +139,17 @@ class RunStore:
         self._rewrite([])
 
     @classmethod
-    def open(cls, folder: Path, reading: bool = False) -> RunStore:
+    def open(cls, folder: Path, reading: bool = False, url: str | None = None) -> RunStore:
         """A run that exists.
 
         Raises:
             StoreError: there is none, or it was made by another version.
         """
-        if not (folder / "ledger.sqlite3").is_file():
+        if url is None and not (folder / FILE).is_file():
             raise StoreError(
                 f"{folder} holds no run: there is no ledger.sqlite3 in it. Give a folder made by fedweave run --out."
             )
-        store = cls(folder, reading)
+        store = cls(folder, reading, url)
         try:
             about = store.about()
             if not about:
@@ -163,7 +170,7 @@ class RunStore:
                 return {row.key: row.value for row in connection.execute(_about.select())}
         except sa.exc.DBAPIError as error:
             raise StoreError(
-                f"The ledger {self.folder / 'ledger.sqlite3'} cannot be read: {error.orig}. It is no ledger, or it is damaged."
+                f"The ledger of {self.folder} cannot be read: {error.orig}. It is no ledger, or it is damaged."
             ) from None
 
     def config(self) -> Config:
@@ -276,12 +283,6 @@ class RunStore:
         lines = "".join(json.dumps(record.plain()) + "\n" for record in records)
         self.write("rounds.jsonl", lines.encode())
         self._lines = (self.folder / "rounds.jsonl").open("a", encoding="utf-8")
-
-
-def _careful(connection: Any, _: Any) -> None:
-    # In WAL mode only synchronous=FULL makes a commit outlive a power loss.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-        connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _row(record: Round) -> dict[str, Any]:

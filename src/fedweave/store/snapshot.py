@@ -27,6 +27,7 @@ class Snapshot:
         layout: of the state's weights as ``Layout.spell`` says it, if they have outgrown the run's own.
         course: of an asynchronous run, what is under way; its models (names with a dot) are arrays as the state's are.
         roster: what is known of the clients.
+        errands: what was trained before it was needed; names with a dot are arrays as the state's are.
     """
 
     state: State
@@ -36,6 +37,7 @@ class Snapshot:
     layout: str = ""
     course: Mapping[str, Array] = field(default_factory=dict)
     roster: Mapping[str, Host] = field(default_factory=dict)
+    errands: Mapping[str, Array] = field(default_factory=dict)
 
 
 def pack(snapshot: Snapshot) -> dict[str, Host]:
@@ -47,6 +49,7 @@ def pack(snapshot: Snapshot) -> dict[str, Host]:
     packed |= {f"memory.{name}": _host(value) for name, value in snapshot.memory.items()}
     packed |= {f"clients.{name}": value for name, value in snapshot.clients.items()}
     packed |= {f"course.{name}": _host(value) for name, value in snapshot.course.items()}
+    packed |= {f"errands.{name}": _host(value) for name, value in snapshot.errands.items()}
     packed |= {f"roster.{name}": value for name, value in snapshot.roster.items()}
     return packed
 
@@ -57,7 +60,7 @@ def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> Snapshot:
     def back(value: Host) -> Array:
         return value.item() if value.ndim == 0 else to(value)
 
-    names = ("state", "memory", "clients", "buffers", "layout", "course", "roster")
+    names = ("state", "memory", "clients", "buffers", "layout", "course", "roster", "errands")
     parts: dict[str, dict[str, Host]] = {name: {} for name in names}
     for name, value in packed.items():
         head, _, rest = name.partition(".")
@@ -65,8 +68,10 @@ def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> Snapshot:
     state = State(**{name: back(value) for name, value in parts["state"].items()})
     memory = Arrays(**{name: back(value) for name, value in parts["memory"].items()})
     layout = parts["layout"][""].tobytes().decode()
-    course = {name: back(value) if "." in name else value for name, value in parts["course"].items()}
-    return Snapshot(state, to(parts["buffers"][""]), memory, parts["clients"], layout, course, parts["roster"])
+    course, errands = (
+        {name: back(value) if "." in name else value for name, value in parts[part].items()} for part in ("course", "errands")
+    )
+    return Snapshot(state, to(parts["buffers"][""]), memory, parts["clients"], layout, course, parts["roster"], errands)
 
 
 def _host(value: Array) -> Host:
