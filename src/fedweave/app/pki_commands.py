@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedweave.errors import IdentityError, UsageError
+from fedweave.errors import UsageError
 
 if TYPE_CHECKING:
     from fedweave.net.identity import Send
@@ -122,7 +122,10 @@ def _send(server: str | None, pki: Path | None) -> Send:
         from fedweave.net.pki import Authority
 
         return Authority.open(pki).enrol
-    raise IdentityError("Enrolling over the network needs a coordinator.")
+    assert server is not None
+    from fedweave.net.certified import enrolling
+
+    return enrolling(server)
 
 
 @pki_app.command()

@@ -27,6 +27,7 @@ CREATE TABLE certificates (
     fingerprint TEXT PRIMARY KEY, serial TEXT NOT NULL UNIQUE, client TEXT NOT NULL, made REAL NOT NULL, expires REAL NOT NULL,
     revoked REAL, pem TEXT NOT NULL
 ) STRICT;
+CREATE TABLE nonces (key TEXT PRIMARY KEY, ceiling INTEGER NOT NULL) STRICT;
 CREATE INDEX certificates_of ON certificates (client);
 """
 
@@ -153,6 +154,17 @@ class Registry:
             "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
             (issued.fingerprint, issued.serial, issued.client, issued.made, issued.expires, issued.revoked, issued.pem),
         )
+
+    def ceilings(self) -> dict[str, int]:
+        """Up to where each key's nonces count as taken."""
+        with self._guarded():
+            return dict(self._open.execute("SELECT key, ceiling FROM nonces").fetchall())
+
+    def keep_ceiling(self, key: str, ceiling: int) -> None:
+        with self.change():
+            self._open.execute(
+                "INSERT INTO nonces VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET ceiling = excluded.ceiling", (key, ceiling)
+            )
 
     def revoke(self, client: str, now: float) -> tuple[int, int]:
         """Certificates and unused tokens of a client that are no longer good: how many of each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -118,10 +118,11 @@ class Federation:
 
     # Calls ---------------------------------------------------------------------------------------------------------------
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """For gRPC's server."""
+    def handlers(self, methods: Iterable[str] = METHODS) -> grpc.GenericRpcHandler:
+        """For gRPC's server; of these calls alone."""
         found = {}
-        for method, (request, reply) in METHODS.items():
+        for method in methods:
+            request, reply = METHODS[method]
             found[method] = grpc.unary_unary_rpc_method_handler(
                 self._guarded(method), request_deserializer=request.FromString, response_serializer=reply.SerializeToString
             )
@@ -146,7 +147,7 @@ class Federation:
             except Refused as refused:
                 code, why = refused.code.name, refused.why
                 self.log.warning("refused", method=method, code=code, why=why)
-                await context.abort(refused.code, why)
+                await context.abort(refused.code, why, tuple(refused.beside))
             except DataError as error:
                 code = "INVALID_ARGUMENT"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

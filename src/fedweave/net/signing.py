@@ -28,6 +28,9 @@ DOMAIN = b"fedweave request v1"
 NONCE = 8
 """Bytes of a nonce."""
 
+LAST = 2**63 - 1
+"""The highest nonce."""
+
 AHEAD = 60 * 10**9
 """How far above a nonce the written ceiling is, in nanoseconds: about one write per client and minute."""
 
@@ -71,7 +74,7 @@ class Signer:
     def catch_up(self, floor: int) -> None:
         """Go on above a floor that the coordinator named."""
         with self._lock:
-            self._last = min(max(self._last, floor), 2**63)
+            self._last = min(max(self._last, floor), LAST)
 
     def sign(self, method: str, body_sha256: bytes, run: str, round: int, nonce: bytes) -> bytes:
         """The signature, 64 bytes; raises ValueError if a field cannot be signed."""
@@ -126,7 +129,7 @@ class Nonces:
         if len(nonce) != NONCE:
             return Refusal(f"its nonce has {len(nonce)} bytes, not {NONCE}")
         number = int.from_bytes(nonce, "big")
-        if number > 2**63:
+        if number > LAST:
             return Refusal("its nonce is out of range")
         with self._lock:
             taken = self._taken.setdefault(key, _Taken(0, 0))
@@ -136,7 +139,7 @@ class Nonces:
             if place < len(taken.recent) and taken.recent[place] == number:
                 return Refusal("its nonce was taken before: it is a replay")
             if number > taken.ceiling:
-                ceiling = min(number + AHEAD, 2**63)
+                ceiling = min(number + AHEAD, LAST)
                 self._persist(key, ceiling)
                 taken.ceiling = ceiling
             insort(taken.recent, number)
