@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3: every decoder of what strangers send refuses what it cannot use, and does nothing else; `make test-faults` goes on for longer."""
+"""S3: every decoder of what strangers send refuses what it cannot use, and does nothing else; `make test-faults` goes on."""
 
 from __future__ import annotations
 

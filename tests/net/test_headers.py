@@ -118,8 +118,7 @@ def test_one_changed_byte_or_a_cut(place: int, byte: int, cut: bool) -> None:
     data = bytes(raw[:place] if cut else raw)
     try:
         parse(data, SCHEMA)
-    except HeaderError as error:
-        assert str(error).isprintable()
+    except HeaderError:
         return
     assert not cut
     safetensors.numpy.load(data)

@@ -14,10 +14,11 @@ from fedweave.errors import UsageError
 from fedweave.net.identifiers import digest, filed, named, shown
 
 CORPUS = [
-    "", ".", "..", "../x", "..\\x", "../../etc/passwd", "/etc/passwd", "\\\\host\\share", "C:\\x", "C:x", "x/y", "x\\y", "~", "~root",
-    "x\0y", "\0", "x\ny", "x\r", "\x1b[31m", " ", " x", "x ", "x.", ".x", "-x", "x-", "--help", "x;y", "$(x)", "`x`", "x|y", "x*", "x?",
-    "<x>", "x:y", "x%00", "x%2f..", "%2e%2e%2f", "ａｄａ", "x\u202ey", "x\u2028y", "x\u00adY", "аda", "é", "e\u0301", "\ud800", "\uffff", "🙂",
-    "x" * 4096, "x" * 65, "../" * 1000, "file:///etc/passwd", "x\tb", "\u2215etc", "x\u0000.pem",
+    "", ".", "..", "../x", "..\\x", "../../etc/passwd", "/etc/passwd", "\\\\host\\share", "C:\\x", "C:x", "x/y", "x\\y",
+    "~", "~root", "x\x00y", "\x00", "x\ny", "x\r", "\x1b[31m", " ", " x", "x ", "x.", ".x", "-x", "x-", "--help", "x;y",
+    "$(x)", "`x`", "x|y", "x*", "x?", "<x>", "x:y", "x%00", "x%2f..", "%2e%2e%2f", "\uff41\uff44\uff41", "x\u202ey",
+    "x\u2028y", "x\xadY", "\u0430da", "\xe9", "e\u0301", "\ud800", "\uffff", "\U0001f642", "x" * 4096, "x" * 65,
+    "../" * 1000, "file:///etc/passwd", "x\tb", "\u2215etc", "x\x00.pem",
 ]  # fmt: skip
 DEVICES = ["CON", "nul", "COM1", "lpt9", "AUX", "con.txt", "PRN"]
 

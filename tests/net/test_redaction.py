@@ -31,11 +31,9 @@ class Canary:
         self.own: Identity = enrol(folder / "ada", self.token, authority.enrol)
         self.tls, self.signing = self.own.tls_key.decode(), certificates.key_pem(self.own.signing).decode()
         self.password = "hunter2-Zq9"
-        middle = lambda pem: pem.splitlines()[1]
-        body = self.token.partition("_")[2]
-        self.marks = [
-            body, body[20:60], body[-30:], Ticket.parse(self.token).secret.hex(), middle(self.tls), middle(self.signing), self.password,
-        ]  # fmt: skip
+        body, tls, signing = self.token.partition("_")[2], self.tls.splitlines()[1], self.signing.splitlines()[1]
+        secret = Ticket.parse(self.token).secret.hex()
+        self.marks = [body, body[20:60], body[-30:], secret, tls, signing, self.password]
 
     def things(self) -> dict[str, Any]:
         return {

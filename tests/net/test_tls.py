@@ -181,7 +181,8 @@ def anothers_certificate(site: Site) -> Any:
 
 
 STRANGERS = [
-    no_certificate, self_signed, foreign, expired, not_yet_valid, revoked, unrecorded, the_coordinators_own, anothers_certificate,
+    no_certificate, self_signed, foreign, expired, not_yet_valid, revoked, unrecorded, the_coordinators_own,
+    anothers_certificate,
 ]  # fmt: skip
 
 
@@ -386,7 +387,7 @@ def test_a_client_cannot_pass_for_the_coordinator(site: Site) -> None:
 
 
 def test_a_client_enrols_over_the_port_for_those_without_a_certificate(tmp_path: Path, site: Site) -> None:
-    """The token is all it has; it knows the coordinator from the first connection, and is heard afterwards on the other port."""
+    """The token is all it has; it knows the coordinator from the first connection, and is heard later on the other port."""
 
     async def main() -> None:
         server = grpc.aio.server(options=tls.LIMITS)
@@ -432,9 +433,9 @@ def test_the_coordinators_certificate_is_renewed_while_it_serves(site: Site, mon
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=site.authority.pem.decode())
         context.set_alpn_protocols(["h2"])
-        with socket.create_connection(("127.0.0.1", port)) as plain:
-            with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
-                shown = wrapped.getpeercert(True)
+        plain = socket.create_connection(("127.0.0.1", port))
+        with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+            shown = wrapped.getpeercert(True)
         assert shown is not None
         return x509.load_der_x509_certificate(shown).serial_number
 
@@ -504,8 +505,8 @@ def test_insecure_on_this_machine(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "localhost.example.org:1", "127.0.0.1.example.org:1", "localhost", ":1",
-     "", "127.1:1", "2130706433:1", "localhost:", "localhost:x", "127.0.0.1@evil:1", "dns:evil:1", "[::ffff:10.0.0.1]:1"],
+    ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "localhost.example.org:1", "127.0.0.1.example.org:1", "localhost",
+     ":1", "", "127.1:1", "2130706433:1", "localhost:", "localhost:x", "127.0.0.1@evil:1", "dns:evil:1", "[::ffff:10.0.0.1]:1"],
 )  # fmt: skip
 def test_insecure_elsewhere_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="this machine alone"):

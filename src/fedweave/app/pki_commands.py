@@ -49,7 +49,8 @@ def init(
     _say(
         json,
         {"pki": str(pki), "fingerprint": mark},
-        f"Made an authority in {pki}.\nIts fingerprint is {mark}.\nInvite a client with `fedweave pki token CLIENT --pki {pki}`.",
+        f"Made an authority in {pki}.\nIts fingerprint is {mark}.\n"
+        f"Invite a client with `fedweave pki token CLIENT --pki {pki}`.",
     )
 
 

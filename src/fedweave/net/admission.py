@@ -11,7 +11,7 @@ Each returns why not, in words that the client prints and the ledger keeps, or N
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,42 +27,17 @@ MOST_EXAMPLES = 2**40
 
 @dataclass(frozen=True)
 class Claim:
-    """What a client says that its update is, as it came: no field of it has been looked at."""
-
-    run: str
-    round: int
-    task: str
-    client: str
-    fingerprint: str
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What one task's update must be.
+    """What a client says that its update is, as it came; and what the coordinator awaits, whose ``nbytes`` is the most.
 
     Args:
-        run, round, task, client: whose answer to what. ``client`` is the name in the certificate.
-        fingerprint: of the ``Layout`` that the task's weights lie in.
-        arrays: name -> type and shape of each array of the update.
-        numbers: names of what is no array; whole numbers and floats are both fine. ``weight`` is one of them, or an array of
-            shape ().
-        examples: that the client declared.
-        cap: the most that ``weight`` may be, as a multiple of ``examples``. 1 is right for all algorithms that count by
-            examples or alike; those that weight by losses (QFedAvg) need more.
-        nbytes: the most bytes that the update may have.
+        client: of a claim, the name in the certificate.
     """
 
     run: str
     round: int
     task: str
     client: str
-    fingerprint: str
-    arrays: Mapping[str, Tensor]
-    examples: int
     nbytes: int
-    numbers: frozenset[str] = frozenset({"weight"})
-    cap: float = 1.0
 
 
 def declared(examples: object, most: int = MOST_EXAMPLES) -> str | None:
@@ -74,41 +49,47 @@ def declared(examples: object, most: int = MOST_EXAMPLES) -> str | None:
     return f"it declares {value} examples; it must be a whole number from 1 to {most}"
 
 
-def misplaced(claim: Claim, expected: Expected) -> str | None:
+def misplaced(claim: Claim, awaited: Claim) -> str | None:
     """Why an update is not the answer that is awaited; None if it is."""
-    if claim.client != expected.client:
-        return f"it is for a task of {shown(expected.client)}, not of {shown(claim.client)}"
-    if claim.run != expected.run:
-        return f"it is for the run {shown(claim.run)}, not {shown(expected.run)}"
-    if claim.task != expected.task:
-        return f"it is for the task {shown(claim.task)}, not {shown(expected.task)}, which is the client's now"
-    if claim.round != expected.round:
-        return f"it is for round {claim.round}, and round {expected.round} is awaited"
-    if claim.fingerprint != expected.fingerprint:
-        return f"its layout is {shown(claim.fingerprint, 12)}, not {shown(expected.fingerprint, 12)}: the model is another one"
-    if not 0 < claim.nbytes <= expected.nbytes:
-        return f"it has {claim.nbytes} bytes; from 1 to {expected.nbytes} are taken"
+    if claim.client != awaited.client:
+        return f"it is for a task of {shown(awaited.client)}, not of {shown(claim.client)}"
+    if claim.run != awaited.run:
+        return f"it is for the run {shown(claim.run)}, not {shown(awaited.run)}"
+    if claim.task != awaited.task:
+        return f"it is for the task {shown(claim.task)}, not {shown(awaited.task)}, which is the client's now"
+    if claim.round != awaited.round:
+        return f"it is for round {claim.round}, and round {awaited.round} is awaited"
+    if not 0 < claim.nbytes <= awaited.nbytes:
+        return f"it has {claim.nbytes} bytes, but an update of this run has at most {awaited.nbytes}"
     return None
 
 
-def fault(update: Update, expected: Expected) -> str | None:
-    """Why an update may not enter the model; None if it may."""
-    wanted = set(expected.arrays) | expected.numbers
+def fault(update: Update, arrays: Mapping[str, Tensor], numbers: Set[str], examples: int, cap: float = 1.0) -> str | None:
+    """Why what is in an update may not enter the model; None if it may.
+
+    Args:
+        arrays: name -> type and shape of each array of the update.
+        numbers: names of what is no array; whole numbers and floats are both fine. ``weight`` is one of them, or an array of
+            shape ().
+        examples: that the client declared.
+        cap: the most that ``weight`` may be, as a multiple of ``examples``. 1 is right for all algorithms that count by
+            examples or alike; those that weight by losses (QFedAvg) need more.
+    """
+    wanted = arrays.keys() | numbers
     if missing := sorted(wanted - set(update)):
         return f"it lacks {_some(missing)}"
     if extra := sorted(set(update) - wanted):
         return f"it holds {_some(extra)}, which nobody asked for"
-    for name, tensor in expected.arrays.items():
+    for name, tensor in arrays.items():
         if reason := _unfit(update[name], tensor):
             return f"its {name} {reason}"
-    for name in sorted(expected.numbers):
+    for name in sorted(numbers):
         value = update[name]
         if type(value) not in (int, float) or (type(value) is int and abs(value) >= 2**63):
             return f"its {name} is no number of 64 bits"
-    weight = float(update.weight)
-    most = expected.cap * expected.examples
+    weight, most = float(update.weight), cap * examples
     if math.isfinite(weight) and not 0 < weight <= most:
-        return f"its weight is {weight:.6g}; for the {expected.examples} examples that it declared, up to {most:.6g} is taken"
+        return f"its weight is {weight:.6g}; for the {examples} examples that it declared, up to {most:.6g} is taken"
     # A sum that overflows on the way to the answer is no news.
     with np.errstate(all="ignore"):
         return coordinator_fault(update)

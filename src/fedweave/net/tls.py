@@ -118,24 +118,20 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _guarded(self, handler: Handler) -> Handler:
         async def answer(request: Any, context: Any) -> Any:
             found = peer(context, self._authority)
-            if isinstance(found, str):
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, found)
-                raise AssertionError
-            PEER.set(found)
-            work = asyncio.ensure_future(handler(request, context))
-            try:
-                while True:
-                    await asyncio.wait({work}, timeout=self._every)
-                    still = peer(context, self._authority)
-                    if isinstance(still, str):
-                        break
-                    if work.done():
-                        return work.result()
-            finally:
-                work.cancel()
-                # Its own end, good or bad, is no longer of interest.
-                await asyncio.gather(work, return_exceptions=True)
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, still)
+            if not isinstance(found, str):
+                PEER.set(found)
+                work = asyncio.ensure_future(handler(request, context))
+                try:
+                    while not isinstance(found, str):
+                        await asyncio.wait({work}, timeout=self._every)
+                        found = peer(context, self._authority)
+                        if work.done() and not isinstance(found, str):
+                            return work.result()
+                finally:
+                    work.cancel()
+                    # Its own end, good or bad, is no longer of interest.
+                    await asyncio.gather(work, return_exceptions=True)
+            return await context.abort(grpc.StatusCode.UNAUTHENTICATED, found)
 
         return answer
 

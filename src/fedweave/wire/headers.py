@@ -6,8 +6,8 @@
     the data           all tensors without gaps
 
 (https://github.com/huggingface/safetensors, README, "Format".) Who knows what must be in a file knows how long its header may
-be: a header beyond that is refused before a byte of it is parsed. What is accepted is exactly the names, types and shapes of the
-schema, in any order, tiling the data without gap or overlap. Nothing in a header decides how much memory is taken.
+be: a header beyond that is refused before a byte of it is parsed. What is accepted is exactly the names, types and shapes of
+the schema, in any order, tiling the data without gap or overlap. Nothing in a header decides how much memory is taken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from fedweave.errors import DataError
+
 TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
@@ -31,7 +33,7 @@ SLACK = 4096
 METADATA = "__metadata__"
 
 
-class HeaderError(ValueError):
+class HeaderError(DataError):
     """What is wrong with a header, as a clause to follow "the update is refused: "."""
 
 
