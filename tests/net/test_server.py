@@ -57,9 +57,9 @@ BAD = {
     "minus infinite": (spoilt(-math.inf), "not finite"),
     "shape": (put("delta", np.zeros(SIZE + 1, np.float32)), "shape"),
     "a shape that would be broadcast": (put("delta", np.zeros(1, np.float32)), "shape"),
-    "type": (put("delta", np.zeros(SIZE, np.float64)), "float64"),
+    "type": (put("delta", np.zeros(SIZE, np.float64)), "type"),
     "missing": (lambda update: {"weight": update["weight"]}, "lacks 'delta'"),
-    "extra": (put("more", 1.0), "not asked for"),
+    "extra": (put("more", 1.0), "nobody asked for"),
     "negative weight": (put("weight", -9), "weight"),
     "weight nan": (put("weight", math.nan), "weight"),
     "weight infinite": (put("weight", math.inf), "weight"),
@@ -164,8 +164,8 @@ def test_who_joined_may_still_say_nonsense(tmp_path: Path) -> None:
         assert not who.call("PushChunk", pb.PushChunkRequest(run=run, task="x")).known
         assert not who.call("Heartbeat", pb.HeartbeatRequest(run=run, task="x")).wanted
         other = line(address, "b")
-        assert "place 1 is taken" in other.call("Join", pb.JoinRequest(number=1)).refused
-        assert "no place 7" in other.call("Join", pb.JoinRequest(number=7)).refused
+        assert "place 1 is taken" in other.call("Join", pb.JoinRequest(number=1, examples=1)).refused
+        assert "no place 7" in other.call("Join", pb.JoinRequest(number=7, examples=1)).refused
         for channel in (who.channel, other.channel):
             channel.close()
 

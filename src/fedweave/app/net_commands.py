@@ -19,6 +19,8 @@ from fedweave.app.shell import Folder, Json, Quiet, Sets, existing, fail
 from fedweave.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
+    from fedweave.net.gate import Gate
+    from fedweave.net.sites import Joining
     from fedweave.simulation import Result
 
 DEPLOY = "Deployment"
@@ -60,6 +62,15 @@ def serve(
     out: Annotated[Path | None, typer.Option(help="The run's folder; one that holds a run is gone on with.")] = None,
     listen: Listen = "127.0.0.1:7443",
     http: Annotated[int, typer.Option(help="Port on 127.0.0.1 for health, status and Prometheus; 0: any that is free.")] = 0,
+    pki: Annotated[
+        Path | None, typer.Option(help="The authority's folder, from `fedweave pki init`.", show_default=False)
+    ] = None,
+    hosts: Annotated[
+        str | None, typer.Option(help="Names and addresses by which clients reach this, by commas; --listen's unless given.")
+    ] = None,
+    enrol_listen: Annotated[
+        str | None, typer.Option(help="Host and port at which clients enrol with a token.", show_default=False)
+    ] = None,
     insecure: Insecure = False,
     evaluator: Annotated[bool, typer.Option("--evaluator", help="Wait for a process that measures models.")] = False,
     round_seconds: Annotated[float, typer.Option(help="A client that has not answered by then has failed.")] = 3600.0,
@@ -81,8 +92,7 @@ def serve(
     from fedweave.net.serving import serve as serving
 
     folder = settings.writable(out if out is not None else settings.runs_folder() / "served")
-    if not insecure:
-        raise UsageError("There are no certificates; for this machine alone, --insecure does without.")
+    gate = _gate(pki, hosts, enrol_listen, listen, insecure)
 
     def tell(event: Any) -> None:
         sys.stdout.write(told.spell(event) + "\n")
@@ -96,12 +106,48 @@ def serve(
             typer.echo(f"Serving {folder} on {address}.")
 
     how = Serving(
-        listen, http, limits=Limits(round_seconds, silent_seconds), evaluator=evaluator, linger=linger,
+        listen, http, gate, limits=Limits(round_seconds, silent_seconds), evaluator=evaluator, linger=linger,
         observer=tell if events else None, url=ledger, ready=ready,
     )  # fmt: skip
     message = asyncio.run(serving(None if config is None else Config.read(config), folder, how))
     if not events:
         typer.echo(message or f"Stopped. Go on with: fedweave serve --out {folder}")
+
+
+def _gate(pki: Path | None, hosts: str | None, enrol_listen: str | None, listen: str, insecure: bool) -> Gate:
+    """Who is let in, by the flags of ``serve``."""
+    if insecure:
+        if pki is not None:
+            raise UsageError("--insecure and --pki exclude each other: with certificates nothing is insecure. Leave one out.")
+        from fedweave.net.gate import Insecure as Open
+
+        return Open()
+    if pki is None:
+        raise UsageError(
+            "There are no certificates: make an authority with `fedweave pki init` and give its folder with --pki; for this "
+            "machine alone, --insecure does without."
+        )
+    from fedweave.net.certified import Certified
+    from fedweave.net.pki import Authority
+
+    names = hosts.split(",") if hosts else [listen.rpartition(":")[0]]
+    if not hosts and names[0].strip("[]") in ("0.0.0.0", "::", ""):
+        raise UsageError(f"--listen is {listen}, which is no name to reach it by: say with --hosts which ones clients use.")
+    return Certified(Authority.open(pki), [name.strip() for name in names], enrol_listen)
+
+
+def _known(given: Joining, name: str | None) -> Joining:
+    """A client with the identity in its workdir."""
+    from dataclasses import replace
+
+    from fedweave.net.certified import Seal, channel
+    from fedweave.net.identity import Identity
+
+    own = Identity.load(given.workdir)
+    if name not in (None, own.client):
+        raise UsageError(f"--name is {name}, but the certificate in {given.workdir} is of {own.client}. Leave --name out.")
+    seal = Seal(own)
+    return replace(given, name=own.client, channel=lambda server: channel(own, server), sign=seal, refused=seal.refused)
 
 
 def join(
@@ -124,12 +170,12 @@ def join(
     from fedweave.net.sites import Joining
     from fedweave.net.sites import join as joining
 
-    if not insecure:
-        raise UsageError("There are no certificates; for this machine alone, --insecure does without.")
     sys.path.insert(0, os.getcwd())
     given = Joining(
         server, data, workdir, name or socket.gethostname(), number, evaluator, allow, threads, memory, hours, quiet=quiet
     )
+    if not insecure:
+        given = _known(given, name)
     try:
         typer.echo(joining(given))
     except KeyboardInterrupt:

@@ -62,6 +62,7 @@ class Line:
         sign: puts a signature into a mutating request.
         log: structlog's logger.
         ended: set when the client is to end.
+        refused: is told of a call that failed, before it is made again.
     """
 
     channel: grpc.Channel
@@ -69,6 +70,7 @@ class Line:
     sign: Callable[[str, Any], None]
     log: Any
     ended: threading.Event
+    refused: Callable[[Any], None] = lambda error: None
 
     def call(self, method: str, request: Any, seconds: float = CALL) -> Any:
         """The answer, however long it takes.
@@ -97,6 +99,7 @@ class Line:
 
     def failed(self, method: str, error: Any) -> None:
         """Pass over what may be otherwise next time; raises what will not."""
+        self.refused(error)
         code, why = error.code(), error.details()
         if code in PASSING:
             self.log.info("call failed, to be made again", method=method, code=code.name, why=why)

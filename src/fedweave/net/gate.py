@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grpc
-
-from fedweave.errors import UsageError
 
 NAME = "fedweave-name"
 """The metadata that says who calls, on an insecure channel."""
@@ -20,11 +18,12 @@ class Refused(Exception):
     Args:
         code: gRPC's status code.
         why: what the caller is told.
+        beside: metadata of the refusal, for the caller's program.
     """
 
-    def __init__(self, code: grpc.StatusCode, why: str) -> None:
+    def __init__(self, code: grpc.StatusCode, why: str, beside: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(why)
-        self.code, self.why = code, why
+        self.code, self.why, self.beside = code, why, beside
 
 
 class Gate(Protocol):
@@ -41,6 +40,12 @@ class Gate(Protocol):
 
     def credentials(self) -> Any:
         """For the server's port; None for none."""
+
+    def interceptors(self) -> Sequence[Any]:
+        """What every call on that port passes through."""
+
+    def enrolment(self) -> tuple[str, Any] | None:
+        """Host and port, and its credentials, for ``Enrol`` by those who cannot be known yet; None for none."""
 
 
 class Insecure:
@@ -61,17 +66,8 @@ class Insecure:
     def credentials(self) -> Any:
         return None
 
+    def interceptors(self) -> Sequence[Any]:
+        return ()
 
-def local(address: str) -> None:
-    """See that an insecure address is this machine's own.
-
-    Raises:
-        UsageError: others could reach it.
-    """
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        fine = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        fine = False
-    if not fine:
-        raise UsageError(f"--insecure is for this machine alone, but the address is {address}; use 127.0.0.1, or certificates.")
+    def enrolment(self) -> tuple[str, Any] | None:
+        return None

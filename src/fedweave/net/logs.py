@@ -3,28 +3,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
 
-SECRET = re.compile(r"token|secret|passw|private|credential|authorization|csr|pem$", re.IGNORECASE)
-IN_URL = re.compile(r"(\w+://[^/\s:@]*):[^@/\s]*@")
-IN_PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL)
-REDACTED = "[redacted]"
-
-
-def redact(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Take out what is called like a secret, or looks like one."""
-    for key, value in event.items():
-        if SECRET.search(key):
-            event[key] = REDACTED
-        elif isinstance(value, str):
-            event[key] = IN_PEM.sub(REDACTED, IN_URL.sub(rf"\1:{REDACTED}@", value))
-    return event
+from fedweave.net.redaction import redact
 
 
 def logger(file: TextIO, lines: bool = False, **facts: Any) -> Any:

@@ -40,22 +40,25 @@ Observer = Callable[[history.Event], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """How long is waited, in seconds.
+    """How long is waited, in seconds, and how much a client may count.
 
     Args:
         round_seconds: a client that has not answered so long after it was asked has failed.
         silent_seconds: so has one that has not called for so long.
         poll_seconds: a poll is answered after so long if there is nothing to do.
+        weight_cap: the most that an update may weigh, per example that its client declared: 1 for what counts by examples or
+            alike; algorithms that weigh by losses (QFedAvg) need more.
     """
 
     round_seconds: float = 3600.0
     silent_seconds: float = 120.0
     poll_seconds: float = 30.0
+    weight_cap: float = 10.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not isinstance(value, (int, float)) or not value > 0:
-                raise UsageError(f"{name} is {value!r}; it must be a number of seconds above 0.")
+                raise UsageError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 class Run:

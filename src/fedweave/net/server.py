@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
 
 from fedweave.errors import DataError, StoreError
 from fedweave.net import failpoints
+from fedweave.net.admission import Claim, declared, misplaced
 from fedweave.net.core import Change, Core, GiveUp, Join, Offer, Reply, Tick
 from fedweave.net.desk import Said
 from fedweave.net.gate import Gate, Refused
 from fedweave.net.run import Run
-from fedweave.net.tasks import EVALUATOR, Report, Task, refusal
+from fedweave.net.tasks import EVALUATOR, Report, Task, refusal, schema
 from fedweave.store.events import Member
 from fedweave.wire import CHUNK, INLINE, Blob, Intake, read
 from fedweave.wire import fedweave_pb2 as pb
@@ -118,10 +119,11 @@ class Federation:
 
     # Calls ---------------------------------------------------------------------------------------------------------------
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """For gRPC's server."""
+    def handlers(self, methods: Iterable[str] = METHODS) -> grpc.GenericRpcHandler:
+        """For gRPC's server; of these calls alone."""
         found = {}
-        for method, (request, reply) in METHODS.items():
+        for method in methods:
+            request, reply = METHODS[method]
             found[method] = grpc.unary_unary_rpc_method_handler(
                 self._guarded(method), request_deserializer=request.FromString, response_serializer=reply.SerializeToString
             )
@@ -146,7 +148,7 @@ class Federation:
             except Refused as refused:
                 code, why = refused.code.name, refused.why
                 self.log.warning("refused", method=method, code=code, why=why)
-                await context.abort(refused.code, why)
+                await context.abort(refused.code, why, tuple(refused.beside))
             except DataError as error:
                 code = "INVALID_ARGUMENT"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -174,7 +176,8 @@ class Federation:
             name, request.number - 1 if request.number else None, request.examples, request.own_training,
             request.role == pb.EVALUATOR,
         )  # fmt: skip
-        found = await asyncio.wrap_future(self.core.submit(wish))
+        why = None if wish.evaluator else declared(request.examples)
+        found: Member | str = why if why is not None else await asyncio.wrap_future(self.core.submit(wish))
         if isinstance(found, str):
             self.log.warning("not admitted", client=name, why=found)
             return pb.JoinReply(run=self.run.id, refused=found)
@@ -235,8 +238,8 @@ class Federation:
         blob = Blob.claimed(request.update.id, request.update.size, request.update.chunks)
         if task is None:
             return await self._judged(Offer(request.task, member.number, blob.id.hex(), None, None))
-        if blob.size > (most := self._largest(task)):
-            why = f"it has {blob.size} bytes, but an update of this run has at most {most}"
+        awaited = Claim(self.run.id, task.round, task.id, member.name, self._largest(task))
+        if why := misplaced(Claim(request.run, request.round, request.task, name, blob.size), awaited):
             return await self._judged(Offer(task.id, member.number, blob.id.hex(), None, None, why))
         if blob.size <= INLINE:
             content = request.update.inline
@@ -273,11 +276,12 @@ class Federation:
         desk = self.core.desk
         assert desk is not None
         try:
-            content = read(source)
             if task.kind == "evaluate":
-                return Said(content, Report()), None
+                return Said(read(source), Report()), None
+            expected = desk.expected(task.kind == "survey")
+            content = read(source, schema(expected))
             report = Report.of(content.metadata)
-            return Said(content, report), refusal(content, desk.expected(task.kind == "survey"), report, member.examples)
+            return Said(content, report), refusal(content, expected, report, member.examples, self.run.limits.weight_cap)
         except DataError as error:
             return None, str(error)
 

@@ -20,10 +20,11 @@ from fedweave.config import Config
 from fedweave.errors import StoreError, UsageError
 from fedweave.net import logs, ops
 from fedweave.net.core import Drain
-from fedweave.net.gate import Gate, Insecure, local
+from fedweave.net.gate import Gate, Insecure
 from fedweave.net.opening import begin
 from fedweave.net.run import Limits, Run
 from fedweave.net.server import Federation
+from fedweave.net.tls import insecure
 from fedweave.store import RunStore
 
 OPTIONS = (
@@ -34,6 +35,8 @@ OPTIONS = (
 )  # fmt: skip
 AT_ONCE = 20_000
 """Calls under way at a time, polls that wait among them."""
+ENROLLING = 100
+"""Enrolments under way at a time."""
 SERVING = "serving.json"
 """In the run's folder: the process that serves it, and its addresses."""
 
@@ -97,7 +100,7 @@ async def serve(config: Config | None, out: Path, serving: Serving) -> str:
         UsageError, StoreError: it cannot be served; why.
     """
     if isinstance(serving.gate, Insecure):
-        local(serving.listen)
+        insecure(serving.listen)
     store = await asyncio.to_thread(opened, config, out, serving.url)
     with logs.kept(out / "log.jsonl") as log:
         return await _served(store, serving, out, log)
@@ -121,7 +124,7 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
         store.close()
         raise
     await service.start()
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=AT_ONCE)
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=AT_ONCE, interceptors=tuple(serving.gate.interceptors()))
     server.add_generic_rpc_handlers((service.handlers(),))
     credentials = serving.gate.credentials()
     try:
@@ -132,11 +135,12 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
     except RuntimeError as error:
         service.core.close()
         raise UsageError(f"{serving.listen} cannot be listened on: {error}. Is another coordinator there?") from None
+    enrolling, beside = await _enrolling(service, serving.gate.enrolment())
     await server.start()
     web = await ops.listen(serving.http, service.status, lambda: service.core.degraded or _failed(service), figures)
     host = serving.listen.rpartition(":")[0]
     address = f"{host}:{port}"
-    facts = {"pid": os.getpid(), "address": address, "http": web.sockets[0].getsockname()[1]}
+    facts = {"pid": os.getpid(), "address": address, "http": web.sockets[0].getsockname()[1], "enrol": beside}
     store.write(SERVING, json.dumps(facts).encode())
     log.info("serving", address=address, http=facts["http"], round=service.status()["round"])
     if serving.ready is not None:
@@ -151,12 +155,30 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
             await watch
         web.close()
         await server.stop(grace=0.5)
+        if enrolling is not None:
+            await enrolling.stop(grace=0.5)
         await asyncio.to_thread(service.core.close)
         log.info("stopped", why=service.ended)
         (out / SERVING).unlink(missing_ok=True)
     if service.core.failed is not None:
         raise service.core.failed
     return service.ended
+
+
+async def _enrolling(service: Federation, wanted: tuple[str, Any] | None) -> tuple[Any, str | None]:
+    """The server for those who have no certificate yet, which knows one call, and its address."""
+    if wanted is None:
+        return None, None
+    listen, credentials = wanted
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=ENROLLING)
+    server.add_generic_rpc_handlers((service.handlers(["Enrol"]),))
+    try:
+        port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        service.core.close()
+        raise UsageError(f"{listen} cannot be listened on: {error}. Is another coordinator there?") from None
+    await server.start()
+    return server, f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _failed(service: Federation) -> str:

@@ -20,8 +20,8 @@ from fedweave import names
 from fedweave.errors import UsageError
 from fedweave.net import logs
 from fedweave.net.client import OPTIONS, Line, Session, hours
-from fedweave.net.gate import local
 from fedweave.net.own import Client, OwnWorker, Worker
+from fedweave.net.tls import insecure
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Joining:
         hours: when it works, ``"22-6"``; None: always.
         channel: makes the channel; None: an insecure one, to this machine.
         sign: puts a signature into a request.
+        refused: is told of calls that failed.
         quiet: say nothing on stderr.
     """
 
@@ -56,6 +57,7 @@ class Joining:
     hours: str | None = None
     channel: Callable[[str], grpc.Channel] | None = None
     sign: Callable[[str, Any], None] = lambda method, request: None
+    refused: Callable[[Any], None] = lambda error: None
     quiet: bool = False
 
 
@@ -120,7 +122,7 @@ def join(joining: Joining) -> str:
         KeyboardInterrupt: it was told to end.
     """
     if joining.channel is None:
-        local(joining.server)
+        insecure(joining.server)
     if joining.memory is not None:
         most = int(joining.memory * (1 << 30))
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
@@ -132,7 +134,7 @@ def join(joining: Joining) -> str:
     open_now = (lambda: True) if joining.hours is None else hours(joining.hours)
     channel = joining.channel(joining.server) if joining.channel else grpc.insecure_channel(joining.server, options=OPTIONS)
     with channel, _log(joining) as log:
-        line = Line(channel, joining.name, joining.sign, log, ended)
+        line = Line(channel, joining.name, joining.sign, log, ended, joining.refused)
         return Session(line, worker, joining.workdir, joining.number, joining.evaluator, open_now).work()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fedweave.contract import Algorithm, Array, State, Update, Work
-from fedweave.coordinator import Tally, fault
+from fedweave.coordinator import Tally
 from fedweave.errors import DataError
+from fedweave.net.admission import fault
 from fedweave.wire import Content, Outlet
+from fedweave.wire.headers import Tensor
 
 Kind = Literal["train", "survey", "evaluate"]
 
@@ -114,31 +115,22 @@ def _kind(value: Array) -> tuple[str, tuple[int, ...]] | None:
     return None if isinstance(value, (bool, int, float, np.generic)) else (str(value.dtype), tuple(value.shape))
 
 
-def refusal(content: Content, expected: Pattern, report: Report, examples: int) -> str | None:
+def schema(expected: Pattern) -> dict[str, Tensor]:
+    """The arrays of it."""
+    return {name: Tensor(*kind) for name, kind in expected.items() if kind is not None}
+
+
+def refusal(content: Content, expected: Pattern, report: Report, examples: int, cap: float) -> str | None:
     """Why an update may not enter the model; None if it may.
 
     Args:
         examples: that the client said to hold when it joined.
+        cap: the most that its weight may be, as a multiple of them.
     """
-    found: Pattern = {name: (str(a.dtype), tuple(a.shape)) for name, a in content.arrays.items()}
-    found |= dict.fromkeys(content.numbers)
-    for key in sorted({*found, *expected}):
-        if key not in found:
-            return f"it lacks {key!r}"
-        if key not in expected:
-            return f"it has {key[:80]!r}, which is not asked for"
-        if found[key] != expected[key]:
-            return f"its {key} is {_spell(found[key])}, but {_spell(expected[key])} is asked for"
     if report.examples > examples:
         return f"it counts {report.examples} examples, but the client joined with {examples}"
-    weight = float(content.numbers.get("weight", 0))
-    if math.isfinite(weight) and weight > 10.0 * max(examples, 1):
-        return f"its weight is {weight:g}, more than ten times the client's {examples} examples"
-    return fault(content.record(Update))
-
-
-def _spell(kind: tuple[str, tuple[int, ...]] | None) -> str:
-    return "a number" if kind is None else f"{kind[0]} of shape {list(kind[1])}"
+    numbers = {name for name, kind in expected.items() if kind is None}
+    return fault(content.record(Update), schema(expected), numbers, examples, cap)
 
 
 def size(values: Mapping[str, Any]) -> int:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from fedweave.errors import DataError
 from fedweave.values import Array, Arrays
+from fedweave.wire import headers
 from fedweave.wire.chunks import CHUNK, Blob
 
 HEADER = 1 << 20
@@ -127,8 +128,11 @@ def write(path: Path, values: Mapping[str, Array], metadata: Mapping[str, str] |
     return Blob(size, tuple(chunks))
 
 
-def read(source: bytes | Path) -> Content:
+def read(source: bytes | Path, schema: headers.Schema | None = None) -> Content:
     """What a file holds; its arrays stay on disk until they are used.
+
+    Args:
+        schema: what it must hold, exactly; its header is then read no further than one for that can be long.
 
     Raises:
         DataError: it is not such a file: what is wrong.
@@ -138,10 +142,15 @@ def read(source: bytes | Path) -> Content:
         with source.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
+            if schema is not None:
+                headers.length(start, schema)
             described = file.read(length) if len(start) == 8 and length <= HEADER else b""
     else:
-        size, length = len(source), int.from_bytes(source[:8], "little")
+        start, size = source[:8], len(source)
+        length = int.from_bytes(start, "little")
         described = source[8 : 8 + length] if length <= HEADER else b""
+    if schema is not None:
+        headers.parse(start + described, schema, total=size)
     if size < 8 or len(described) != length or length > HEADER:
         raise DataError(f"it is no safetensors file: its header would have {length} bytes")
     places, metadata = parse(described, size - 8 - length)
