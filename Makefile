@@ -17,11 +17,11 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator.py,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all check docs bench format proto clean
+.PHONY: help demo test test-all check docs bench bench-peers format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name job; do printf '  make %-9s %s\n' "$$name" "$$job"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name job; do printf '  make %-11s %s\n' "$$name" "$$job"; done
 
 demo: $(VENV)/.ready-all ## Train FedAvg and FedSGD on handwritten digits, print the table, write the report
 	@$(BIN)/fedweave demo
@@ -55,10 +55,17 @@ endef
 docs: $(VENV)/.ready-dev ## Build the documentation into site/ (open site/index.html)
 	@$(BIN)/zensical build --clean --strict
 
-bench: $(VENV)/.ready-dev ## Run the benchmarks
-	@found=0; for file in benchmarks/*.py; do \
-	  if [ -e "$$file" ]; then found=1; echo "== $$file"; $(BIN)/python "$$file" || exit 1; fi; \
-	done; [ $$found = 1 ] || { echo "There is no benchmark in benchmarks/." >&2; exit 1; }
+# Short forms, a few minutes together; each script's own defaults take longer and are what the documentation shows.
+BENCHMARKS := overhead.py|--rounds|1000 rounds.py|--passes|2 steps.py|--passes|2 scaling.py|--quick memory.py reductions.py|--quick \
+  matching.py|--quick
+
+bench: $(VENV)/.ready-dev ## Measure fedweave alone, in a few minutes
+	@for job in $(foreach job,$(BENCHMARKS),'$(job)'); do \
+	  echo "== benchmarks/$${job//|/ }"; $(BIN)/python benchmarks/$${job//|/ } || exit 1; \
+	done
+
+bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 minutes, and 5 more once for their environments)
+	@$(BIN)/python benchmarks/peers/run.py
 
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
 	@$(BIN)/ruff check --fix --quiet . || true
