@@ -35,12 +35,25 @@ SURFACE = {
     "data list": [],
     "data describe": SPLIT,
     "data plot": [*SPLIT, "--out"],
+    "prepare": ["--classes", "--out", "--shape", "CONFIG.toml"],
+    "serve": [
+        "--enrol-listen", "--evaluator", "--events", "--hosts", "--http", "--insecure", "--ledger", "--linger", "--listen",
+        "--out", "--pki", "--round-seconds", "--silent-seconds", "[CONFIG.toml]",
+    ],
+    "join": [
+        "--allow", "--data", "--evaluator", "--hours", "--insecure", "--memory", "--name", "--number", "--quiet", "--server",
+        "--threads", "--workdir", "-q",
+    ],
+    "up": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],
+    "status": ["--json", "DIR"],
+    "logs": ["--follow", "--json", "-f", "DIR"],
+    "stop": ["--now", "DIR"],
     "pki init": ["--days", "--json", "--pki"],
     "pki token": ["--json", "--out", "--pki", "--ttl", "CLIENT"],
     "pki enrol": ["--json", "--pki", "--server", "--token-file", "--workdir"],
     "pki revoke": ["--json", "--pki", "CLIENT"],
     "pki list": ["--json", "--pki"],
-}
+}  # fmt: skip
 
 
 def commands(group: Any, prefix: str = "") -> dict[str, list[str]]:
