@@ -17,11 +17,11 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator.py,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all check docs bench format proto clean
+.PHONY: help demo test test-all test-faults check docs bench format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name job; do printf '  make %-9s %s\n' "$$name" "$$job"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name job; do printf '  make %-11s %s\n' "$$name" "$$job"; done
 
 demo: $(VENV)/.ready-all ## Train FedAvg and FedSGD on handwritten digits, print the table, write the report
 	@$(BIN)/fedweave demo
@@ -54,6 +54,11 @@ endef
 
 docs: $(VENV)/.ready-dev ## Build the documentation into site/ (open site/index.html)
 	@$(BIN)/zensical build --clean --strict
+
+FUZZ_SECONDS ?= 60
+test-faults: $(VENV)/.ready-dev ## Feed every decoder of the network with anything, each for FUZZ_SECONDS (60)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0 2>/dev/null || echo "atheris cannot be installed: going by chance"
+	@$(BIN)/python tests/net/fuzz.py $(FUZZ_SECONDS)
 
 bench: $(VENV)/.ready-dev ## Run the benchmarks
 	@found=0; for file in benchmarks/*.py; do \
