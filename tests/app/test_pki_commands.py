@@ -102,9 +102,7 @@ def test_a_mistake_is_one_sentence(cli: Any, monkeypatch: pytest.MonkeyPatch, wo
 def start(*words: str, folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}{folder}"}
     command = [sys.executable, "-m", "fedweave.app.cli", *words]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_serve_and_join_with_certificates(cli: Any, tmp_path: Path) -> None:

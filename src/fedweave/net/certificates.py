@@ -2,8 +2,8 @@
 """X.509 of fedweave's own authority: certificates that are issued, and requests and certificates that are read.
 
 A client has two keys. TLS uses ECDSA on P-256, because gRPC's BoringSSL does not offer Ed25519 for certificates (RFC 8446
-allows it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject's, and the Ed25519 key lies
-in an extension. A request for a certificate proves that its sender has both.
+allows it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject's, and the Ed25519 key
+lies in an extension. A request for a certificate proves that its sender has both.
 
 An authority signs nothing but leaves for two uses, and each names its use: a client's certificate serves no server.
 """

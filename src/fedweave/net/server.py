@@ -177,7 +177,7 @@ class Federation:
             request.role == pb.EVALUATOR,
         )  # fmt: skip
         why = None if wish.evaluator else declared(request.examples)
-        found: Member | str = why or await asyncio.wrap_future(self.core.submit(wish))
+        found: Member | str = await asyncio.wrap_future(self.core.submit(wish)) if why is None else why
         if isinstance(found, str):
             self.log.warning("not admitted", client=name, why=found)
             return pb.JoinReply(run=self.run.id, refused=found)

@@ -20,8 +20,8 @@ from fedweave import names
 from fedweave.errors import UsageError
 from fedweave.net import logs
 from fedweave.net.client import OPTIONS, Line, Session, hours
-from fedweave.net.tls import insecure
 from fedweave.net.own import Client, OwnWorker, Worker
+from fedweave.net.tls import insecure
 
 
 @dataclass(frozen=True)
