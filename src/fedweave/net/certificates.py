@@ -66,7 +66,7 @@ def load(text: bytes) -> x509.Certificate:
         if len(text) > MOST:
             raise ValueError
         return x509.load_pem_x509_certificate(text)
-    except ValueError:
+    except Exception:  # the library has many errors for bytes that are no certificate, and no common one
         raise IdentityError("The certificate cannot be read: it is no X.509 certificate in PEM.") from None
 
 
@@ -244,7 +244,7 @@ def read_request(text: bytes) -> Request:
         csr = x509.load_pem_x509_csr(text)
         tls, value = csr.public_key(), _extension(csr.extensions)
         sound, subject = csr.is_signature_valid, csr.subject
-    except Exception:  # the library has many errors for bytes that are no request, and no common one
+    except Exception:
         raise IdentityError("The request for a certificate cannot be read: it is no PKCS #10 request in PEM.") from None
     name = common_name(subject)
     if not sound or not isinstance(tls, ec.EllipticCurvePublicKey) or not isinstance(tls.curve, ec.SECP256R1):
