@@ -17,7 +17,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator.py,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all test-faults check docs bench format proto clean
+.PHONY: help demo test test-all test-faults check docs bench bench-peers format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
@@ -60,10 +60,17 @@ test-faults: $(VENV)/.ready-dev ## Feed every decoder of the network with anythi
 	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0 2>/dev/null || echo "atheris cannot be installed: going by chance"
 	@$(BIN)/python tests/net/fuzz.py $(FUZZ_SECONDS)
 
-bench: $(VENV)/.ready-dev ## Run the benchmarks
-	@found=0; for file in benchmarks/*.py; do \
-	  if [ -e "$$file" ]; then found=1; echo "== $$file"; $(BIN)/python "$$file" || exit 1; fi; \
-	done; [ $$found = 1 ] || { echo "There is no benchmark in benchmarks/." >&2; exit 1; }
+# Short forms, a few minutes together; each script's own defaults take longer and are what the documentation shows.
+BENCHMARKS := overhead.py|--rounds|1000 rounds.py|--passes|2 steps.py|--passes|2 scaling.py|--quick memory.py reductions.py|--quick \
+  matching.py|--quick
+
+bench: $(VENV)/.ready-dev ## Measure fedweave alone, in a few minutes
+	@for job in $(foreach job,$(BENCHMARKS),'$(job)'); do \
+	  echo "== benchmarks/$${job//|/ }"; $(BIN)/python benchmarks/$${job//|/ } || exit 1; \
+	done
+
+bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 minutes, and 5 more once for their environments)
+	@$(BIN)/python benchmarks/peers/run.py
 
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
 	@$(BIN)/ruff check --fix --quiet . || true

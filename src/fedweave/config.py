@@ -99,6 +99,7 @@ class Config(BaseModel):
     byzantine: Annotated[int | float, BeforeValidator(_cohort)] = Field(
         0, description="how many clients are bad, a count or a fraction of all; needs attack"
     )
+    diagnostics: bool = Field(True, description="note what `fedweave diagnose` reads, in the run's folder")
     engine: str = Field("auto", description="how the cohort is trained")
     workers: int | None = Field(None, description="processes that train; as many as are worth it unless given")
     threads: int | None = Field(None, description="torch threads; chosen from the model unless given")

@@ -319,6 +319,11 @@ class Algorithm:
         return type(self).personal is not Algorithm.personal
 
     @property
+    def corrects(self) -> bool:
+        """Whether local steps go elsewhere than down the mini-batch's gradient, so that ``correct`` has to be asked."""
+        return type(self).correct is not Algorithm.correct
+
+    @property
     def prepares(self) -> bool:
         """Whether clients' training is changed by ``prepare``; buffers are then the algorithm's to send, and ``state.buffers``
         are the model's."""

@@ -108,7 +108,7 @@ class Trainer:
         initial = model.flat.clone() if fresh is None and algorithm.prepares else torch.zeros(0)
         self.fresh = fresh or (lambda client: initial)
         model.try_chain(x, y)
-        self.corrects = type(algorithm).correct is not Algorithm.correct
+        self.corrects = algorithm.corrects
         self.directs = type(algorithm).direction is not Algorithm.direction
 
     def survey(

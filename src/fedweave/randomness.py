@@ -45,7 +45,7 @@ def generator(seed: int, purpose: str, round: int = 0, client: int = 0, index: i
 def uniforms(seed: int, purpose: str, round: int, clients: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """For many clients at once [4, K], what ``generator(seed, purpose, round, client).random(4)`` gives for each.
 
-    Ten rounds of Philox over all clients' counters as arrays: a million clients take a second, without an object for each.
+    Ten rounds of Philox over all clients' counters as arrays, without an object for each.
     """
     counter = generator(seed, purpose, round).bit_generator.state["state"]
     zero = np.zeros(len(clients), np.uint64)

@@ -33,6 +33,7 @@ class Result:
         config: the run as it can be run again.
         folder: where it is kept, or None.
         split: the data; None if the run was read back.
+        profile: seconds by what they were spent on, if the run was profiled.
         grown: whether layers have other widths than the model began with.
     """
 
@@ -49,6 +50,7 @@ class Result:
     split: Split | None = field(default=None, repr=False)
     make: Callable[[], nn.Module] | None = field(default=None, repr=False)
     grown: bool = field(default=False, repr=False)
+    profile: dict[str, float] | None = field(default=None, repr=False)
 
     @property
     def rounds_to_target(self) -> float | None:

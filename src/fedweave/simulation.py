@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
 from fedweave.driver import Driver, Observer
 from fedweave.driver.checks import measured
+from fedweave.driver.profiling import FILE as PROFILE
+from fedweave.driver.profiling import Profile, spelled
+from fedweave.driver.telling import torch_threads
+from fedweave.driver.tuning import SECONDS, tuned
+from fedweave.engines.calibrating import Timing
 from fedweave.errors import DataError, MismatchError, UsageError
 from fedweave.history import Round, Target
 from fedweave.layout import Layout, model_hash
@@ -66,10 +73,12 @@ def simulate(
     effort: Effort | str = "full",
     attack: Attack | str | None = None,
     byzantine: float = 0,
+    diagnostics: bool = True,
     engine: str = "auto",
     workers: int | None = None,
     threads: int | None = None,
     checkpoint_every: float = 10.0,
+    profile: bool = False,
     observer: Observer | None = None,
 ) -> Result:
     """Train one model over a split's clients.
@@ -104,11 +113,13 @@ def simulate(
         effort: how much of their local work clients do: all of it, or e.g. ``"stragglers(share=0.5, drop=True)"``.
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
+        diagnostics: note of each update, in ``out``, what ``fedweave diagnose`` reads; changes no result.
         engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"ray"`` for a Ray cluster; or
             ``"auto"`` to have it chosen by rules.
         workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.
+        profile: take the time of what is done, in one process; ``result.profile`` says where it went, and the report too.
         observer: called with each event of ``fedweave.history``.
 
     Raises:
@@ -152,8 +163,9 @@ def simulate(
             "effort": populations.spell(terms.effort),
             "attack": None if terms.attack is None else attacks.spell(terms.attack),
             "byzantine": byzantine,
+            "diagnostics": diagnostics,
             "engine": engine,
-            "workers": workers,
+            "workers": 1 if profile and workers is None else workers,
             "threads": threads,
             "checkpoint_every": checkpoint_every,
             "initial": None if initial is None else "initial.safetensors",
@@ -165,10 +177,37 @@ def simulate(
             driver.begin_from(initial)
         if out is not None:
             driver.keep_in(Path(out), initial)
-        return driver.drive()
+        return _profiled(driver) if profile else driver.drive()
 
 
-def run(config: Config, *, out: str | Path | None = None, observer: Observer | None = None) -> Result:
+def _profiled(driver: Driver) -> Result:
+    with Profile() as taken:
+        result = driver.drive()
+    parts = taken.parts(driver.algorithm)
+    if result.folder is not None:
+        (result.folder / PROFILE).write_bytes(spelled(parts))
+    return replace(result, profile=parts)
+
+
+def tune(config: Config, seconds: float = SECONDS) -> list[Timing]:
+    """How long a round of a configuration takes with each engine and number of processes on this machine, fastest first.
+
+    Args:
+        seconds: for all of them together, about.
+
+    Raises:
+        UsageError, DataError: the configuration cannot be run.
+    """
+    plain = config.model_copy(update={"engine": "auto"})
+    with torch.random.fork_rng(devices=[]):
+        driver = Driver(
+            plain, split_of(plain), plain.model, named_algorithm(plain.algorithm), plain.loss, None, Terms.of(plain), None
+        )
+        with torch_threads(driver.config.threads or 1):
+            return tuned(driver.setup(), driver.state, driver.buffers, driver.cohort, driver.local, seconds)
+
+
+def run(config: Config, *, out: str | Path | None = None, profile: bool = False, observer: Observer | None = None) -> Result:
     """Run a configuration, as ``fedweave run`` does. Raises what ``simulate`` raises."""
     arguments: dict[str, Any] = config.model_dump(
         exclude={"data", "partition", "clients", "holdout", "split_seed", "local", "initial"}
@@ -181,6 +220,7 @@ def run(config: Config, *, out: str | Path | None = None, observer: Observer | N
         local=config.local.value(),
         initial=None if config.initial is None else _read_weights(Path(config.initial)),
         out=out,
+        profile=profile,
         observer=observer,
     )
 
@@ -260,6 +300,7 @@ def load_result(folder: str | Path) -> Result:
             parameters=layout.size,
             folder=folder,
             grown=bool(snapshot.layout),
+            profile=json.loads((folder / PROFILE).read_bytes()) if (folder / PROFILE).exists() else None,
         )
     finally:
         store.close()

@@ -12,15 +12,19 @@ import typer
 
 from fedweave.app.cli import app
 
-SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --effort --engine --epochs
---evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --optimizer --partition --patience --rounds
---seed --set --shuffle --steps --target --threads --weight-decay""".split()
+SHARED = """--algorithm --attack --batch-size --byzantine --clients --clip-norm --cohort --data --diagnostics --effort --engine
+--epochs --evaluate --evaluate-every --lr --lr-decay --max-seconds --model --momentum --no-diagnostics --optimizer --partition
+--patience --policy --population --rounds --sampling --seed --set --shuffle --steps --target --threads --weight-decay
+--workers""".split()
 SPLIT = ["--clients", "--data", "--partition", "--seed", "--set"]
 SURFACE = {
-    "run": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],
+    "run": [*SHARED, "--json", "--out", "--profile", "--quiet", "-q", "[CONFIG.toml]"],
+    "tune": ["--dry", "--seconds", "CONFIG.toml"],
     "resume": ["--json", "--quiet", "--rounds", "-q", "DIR"],
     "compare": [*SHARED, "--json", "--out", "--quiet", "--seeds", "-q", "A B ..."],
     "report": ["--out", "DIR"],
+    "diagnose": ["--json", "DIR"],
+    "recommend": [*SHARED, "--budget", "--config", "--json", "--metric", "--out", "--quiet", "-q", "[ALGORITHM ...]"],
     "demo": ["--out", "--quiet", "-q"],
     "algorithms": ["name"],
     "models": [],

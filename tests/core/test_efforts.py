@@ -16,6 +16,7 @@ from fedweave import population
 from fedweave.errors import UsageError
 from fedweave.local import Turn, batches
 from fedweave.population import Asked, Deadline, Seconds
+from fedweave.population.efforts import steps_within
 
 LOCALS = st.builds(
     lambda amount, batch, steps: (
@@ -59,6 +60,14 @@ def test_a_budget_is_as_many_whole_batches_as_a_walk_finishes(local, sizes, proc
             assert plan.steps_for(size) == done < most
             assert (plan.steps is None) == (local.steps is None)
             assert (plan.lr, plan.batch_size) == (local.lr, local.batch_size)
+
+
+@given(local=LOCALS, size=st.integers(0, 40))
+@settings(deadline=None)
+def test_examples_that_are_processed_are_those_of_the_batches(local: fw.Local, size: int) -> None:
+    seen = sum(len(batch) for batch in batches(local, size, Turn(0, 1, 0)))
+    assert population.examples_of(local, size) == seen
+    assert steps_within(local, size, seen) == local.steps_for(size)
 
 
 @given(per_epoch=st.integers(1, 3000), done=st.integers(1, 5000))
@@ -124,3 +133,26 @@ def test_by_name() -> None:
 def test_the_walk_sees_a_step_that_is_not_whole() -> None:
     local = fw.Local(epochs=1, batch_size=4)
     assert [finished(local, 10, n) for n in (3, 4, 7.9, 8, 9.9, 10)] == [0, 1, 1, 2, 2, 3]
+
+
+# In a run ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_the_steps_that_its_devices_have_time_for() -> None:
+    data = fw.data.partition(fw.data.load("digits"), fw.Dirichlet(0.5), clients=30)
+    local, world = fw.Local(epochs=3), population.population("population(speed=lognormal(median=20, sigma=1))")
+    result = fw.simulate(
+        model="logistic", data=data, cohort=10, rounds=3, local=local, seed=4, population=world, effort="seconds(budget=2.5)"
+    )
+    devices, partial, out = world.draw(4, 30), 0, 0
+    for record in result.history:
+        done = {}
+        for client in record.cohort:
+            processed = 2.5 * float(devices.speed[client])
+            done[client] = finished(local, int(data.sizes[client]), processed)
+            partial += 0 < done[client] < local.steps_for(int(data.sizes[client]))
+        assert record.steps == sum(done.values())
+        assert record.dropped == tuple(client for client, steps in done.items() if steps == 0)
+        out += len(record.dropped)
+    assert partial >= 10
+    assert out >= 1

@@ -322,6 +322,16 @@ class Mixing(fw.FedAvg):
         return grad + y.mean()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pull_of_zero_is_none_to_the_bit(engine: str) -> None:
+    assert run(engine, algorithm="fedprox(mu=0)").model_hash == run(engine, algorithm="fedavg").model_hash
+    assert run(engine, algorithm="fedprox(mu=0.1)").model_hash != run(engine, algorithm="fedavg").model_hash
+    for algorithm in (fw.FedProx(mu=0.0), fw.FedNova(mu=0.0)):
+        grad, ask = torch.ones(3), fw.Ask(weights=torch.zeros(3), mu=0.0)
+        assert torch.equal(algorithm.correct(grad, torch.ones(3), ask, None), grad)
+        assert not algorithm.corrects
+
+
 @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"fedma", "fedbn"}))
 def test_every_algorithm_takes_a_stack(name: str) -> None:
     model = Model(two_layers())

@@ -104,7 +104,7 @@ def test_distributions_are_scipys(ours: Any, theirs: Any) -> None:
     assert stats.kstest(drawn.astype(np.float64), theirs.cdf).pvalue > 0.01
     u = np.linspace(0.001, 0.999, 999)
     np.testing.assert_allclose(ours.quantile(u), theirs.ppf(u), rtol=1e-9)
-    low, high = ours.support
+    low, high = ours.support()
     assert (low, high) == pytest.approx(theirs.support())
 
 
@@ -125,6 +125,16 @@ def test_extreme_draws_stay_finite_and_above_zero() -> None:
         drawn = fw.Population(speed=speed).draw(0, 20_000).speed
         assert np.isfinite(drawn).all()
         assert (drawn > 0).all()
+
+
+def test_a_client_of_a_class_has_what_it_would_have_if_all_were_of_that_class() -> None:
+    devices = TWO.draw(2, 500)
+    for number, kind in enumerate(TWO.kinds):
+        alone, own = kind.draw(2, 500), devices.kind == number
+        assert np.array_equal(devices.speed[own], alone.speed[own])
+        for at in (0.0, 4e4):
+            assert np.array_equal(devices.available(at)[own], alone.available(at)[own])
+            assert np.array_equal(devices.changes(at)[own], alone.changes(at)[own])
 
 
 def test_classes_of_devices_have_their_shares_and_distributions() -> None:
@@ -252,7 +262,7 @@ def recordings(draw: Callable[..., Any]) -> list[Session]:
     """(client, first tick, end) without overlaps; some touch."""
     sessions = []
     for client in range(draw(st.integers(1, 3))):
-        edges = sorted(draw(st.sets(st.integers(0, 40), min_size=2, max_size=8)))
+        edges = sorted(draw(st.sets(st.sampled_from([0, 48]) | st.integers(0, 48), min_size=2, max_size=8)))
         keep = draw(st.lists(st.booleans(), min_size=len(edges) - 1, max_size=len(edges) - 1))
         sessions += [(client, a, b) for a, b, used in zip(edges, edges[1:], keep, strict=False) if used]
     return draw(st.permutations(sessions)) or [(0, 1, 2)]
@@ -274,6 +284,8 @@ def test_recorded_sessions_are_those_that_a_slow_walk_finds(tmp_path_factory, se
     for client, found in enumerate(devices.changes(now).tolist()):
         later = next((t for t in range(now + 1, now + 100) if online(client, t) != online(client, t - 1)), math.inf)
         assert found == later
+        assert devices.changes(now, np.array([client])).tolist() == [found]
+        assert devices.available(now, np.array([client])).tolist() == [online(client, now)]
 
 
 def test_sampled_devices_have_their_own_sessions(tmp_path: Path) -> None:
@@ -431,6 +443,22 @@ def test_a_population_is_its_text(text: str) -> None:
     value = population.population(text)
     assert population.spell(value) == text
     assert population.population(value) is value
+
+
+class Steps:
+    """A distribution of one's own."""
+
+    def quantile(self, u: Any) -> Any:
+        return np.where(u < 0.5, 1.0, 3.0)
+
+    def support(self) -> tuple[float, float]:
+        return 1.0, 3.0
+
+
+def test_a_distribution_of_ones_own() -> None:
+    assert set(fw.Population(speed=Steps()).draw(0, 50).speed) == {1, 3}
+    with pytest.raises(UsageError, match="not a fedweave Distribution"):
+        fw.Population(speed="builtins:dict")  # type: ignore[arg-type]
 
 
 def test_texts_and_constants_in_python() -> None:

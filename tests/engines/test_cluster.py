@@ -116,7 +116,8 @@ def test_same_bits_as_in_one_process(nodes: Nodes, count: int, changed: dict, ca
 
 @dataclass(frozen=True)
 class Marked(fw.FedAvg):
-    """FedAvg that notes on which nodes it is at work, and does not end on the one named in the folder's file ``doomed``."""
+    """FedAvg that notes on which nodes it is at work. On the node named in the folder's file ``doomed`` it never ends. On the
+    others it waits until that one is at work, and so is the one named in ``joined``, once there is such a file."""
 
     folder: str = ""
 
@@ -124,68 +125,55 @@ class Marked(fw.FedAvg):
         folder, node = Path(self.folder), ray.get_runtime_context().get_node_id()
         with (folder / "nodes").open("a") as file:
             file.write(f"{node}\n")
-        doomed = folder / "doomed"
-        if doomed.exists() and doomed.read_text() == node:
-            (folder / "stuck").touch()
+        if node == (folder / "doomed").read_text():
             time.sleep(600)
+        _until(lambda: _read(folder / "doomed") | _read(folder / "joined") <= _read(folder / "nodes"))
         return super().report(delta, work, ask, mine)
+
+
+def _read(path: Path) -> set[str]:
+    return set(path.read_text().split()) if path.exists() else set()
+
+
+def _until(true) -> None:
+    end = time.monotonic() + 90
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.05)
 
 
 def test_a_node_dies_in_mid_round_and_another_joins(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nodes.be(2)
-    crews: list[engine.RayCrew] = []
+    doomed = nodes.up[0]
+    (tmp_path / "doomed").write_text(doomed.node_id)
     lost: list[tuple[str, int]] = []
-    begin, lose = engine.RayCrew._begin, engine.RayCrew._lost
-
-    def beginning(crew: engine.RayCrew) -> None:
-        crews.append(crew)
-        begin(crew)
+    lose = engine.RayCrew._lost
 
     def losing(crew: engine.RayCrew, member, error, again) -> None:
         lost.append((member.node, len(member.pieces)))
         lose(crew, member, error, again)
 
-    monkeypatch.setattr(engine.RayCrew, "_begin", beginning)
-    monkeypatch.setattr(engine.RayCrew, "_lost", losing)
-    doomed, joined, killers = nodes.up[0], [], []
+    def kill() -> None:
+        _until(lambda: doomed.node_id in _read(tmp_path / "nodes"))
+        nodes.kill(doomed)
 
     def observe(event: events.Event) -> None:
-        if isinstance(event, events.ClientDone) and (event.number, event.done) == (2, 1):
-            _until(lambda: doomed.node_id in _ready(crews[-1]))
-            (tmp_path / "new").write_text(doomed.node_id)
-            (tmp_path / "new").rename(tmp_path / "doomed")
-            killers.append(threading.Thread(target=lambda: (_until((tmp_path / "stuck").exists), nodes.kill(doomed))))
-            killers[0].start()
-        if isinstance(event, events.RoundStarted) and event.number == 3:
-            joined.append(nodes.add())
-            time.sleep(1.1 * engine.LOOK)
-        if isinstance(event, events.ClientDone) and (event.number, event.done) == (3, 1):
-            _until(lambda: joined[0].node_id in _ready(crews[-1]))
+        if isinstance(event, events.RoundStarted) and event.number == 2:
+            (tmp_path / "joined").write_text(nodes.add().node_id)
 
+    monkeypatch.setattr(engine.RayCrew, "_lost", losing)
+    killing = threading.Thread(target=kill)
+    killing.start()
     there = fw.simulate(**PLAIN | {"algorithm": Marked(folder=str(tmp_path)), "observer": observe}, engine="ray")
-    killers[0].join()
-    assert (tmp_path / "stuck").exists(), "the node was not at work when it was killed"
-    assert [(node, pieces > 0) for node, pieces in lost] == [(doomed.node_id, True)]
+    killing.join()
+    ended = [(node, pieces > 0) for node, pieces in lost if node is not None]
+    assert ended == [(doomed.node_id, True)], "the node was not at work when it was killed"
+    assert nodes.up[-1].node_id in _read(tmp_path / "nodes"), "the node that joined was not used"
     assert hashes(there) == hashes(fw.simulate(**PLAIN, engine="eager"))
-    assert joined[0].node_id in (tmp_path / "nodes").read_text().split()
     assert capfd.readouterr() == ("", "")
-
-
-def _until(true) -> None:
-    for _ in range(1200):
-        if true():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within a minute")
-
-
-def _ready(crew: engine.RayCrew) -> set[str]:
-    """The nodes of all actors that have started, whether the crew has noticed or not."""
-    started, _ = ray.wait([m.starting for m in crew.members], num_returns=len(crew.members), timeout=0)
-    alive = [m for m in crew.members if m.starting in started]
-    return {ray.get(m.starting) for m in alive}
 
 
 def _recipe(algorithm: fw.Algorithm, **changed) -> Recipe:
@@ -229,7 +217,6 @@ def test_units_are_taken_only_when_somebody_is_free(nodes: Nodes) -> None:
         (here,), (there,) = done.blocks, found[unit].blocks
         assert torch.equal(here.partial.sums["delta"], there.partial.sums["delta"])
         assert here.tally == there.tally
-        there.partial.sums["delta"] += 1  # what came is the receiver's own
 
 
 @dataclass(frozen=True)
@@ -242,17 +229,19 @@ class Lethal(fw.FedAvg):
         return super().report(delta, work, ask, mine)
 
 
-def test_a_unit_that_kills_every_actor_ends_the_run(nodes: Nodes) -> None:
+def test_a_unit_that_kills_every_actor_ends_the_run(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "STRIKES", 2)
     nodes.be(1)
     sizes = small(40).sizes
     with pytest.raises(EngineError) as refused:
         fw.simulate(**PLAIN | {"data": small(40), "cohort": 1.0, "algorithm": Lethal()}, engine="ray")
     lethal = int(np.argmax(sizes > 38))
     assert sizes[lethal] > 38
-    assert f"Each of the 3 Ray processes that were to train client {lethal} in round 1 ended" in str(refused.value)
+    assert f"Each of the 2 Ray processes that were to train client {lethal} in round 1 ended" in str(refused.value)
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_what_a_client_is_refused_for_is_said_as_in_one_process(nodes: Nodes) -> None:
     nodes.be(1)
     given = PLAIN | {"model": "2nn-bn", "local": Local(batch_size=1)}
@@ -264,6 +253,7 @@ def test_what_a_client_is_refused_for_is_said_as_in_one_process(nodes: Nodes) ->
     assert str(there.value).partition("has a batch")[2] == str(here.value).partition("has a batch")[2] != ""
 
 
+@pytest.mark.slow
 def test_other_versions_on_a_node_are_refused(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.be(1)
     monkeypatch.setattr(engine, "VERSIONS", "fedweave 0.0.1, torch 1, NumPy 1")
@@ -275,6 +265,14 @@ def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'fedweave\[ray\]'"):
         fw.simulate(**PLAIN, engine="ray")
+
+
+def test_what_comes_back_is_the_receivers_own() -> None:
+    """Sums are added in place, and the object store's memory is not for writing."""
+    sent = np.arange(3.0)
+    sent.flags.writeable = False
+    engine._copied(sent).add_(1)
+    assert sent.tolist() == [0, 1, 2]
 
 
 def test_only_what_is_trained_on_travels() -> None:

@@ -45,12 +45,18 @@ SIMULATE: dict[str, Any] = {
     "loss": None,
     "metrics": None,
     "out": None,
+    "policy": "synchronous",
+    "population": None,
+    "sampling": "uniform",
     "effort": "full",
     "attack": None,
     "byzantine": 0,
+    "diagnostics": True,
     "engine": "auto",
+    "workers": None,
     "threads": None,
     "checkpoint_every": 10.0,
+    "profile": False,
     "observer": None,
 }
 

@@ -18,12 +18,15 @@ import grpc
 import numpy as np
 
 from fedweave.config import Config
-from fedweave.net import logs
+from fedweave.net import client, logs
 from fedweave.net.client import OPTIONS, Line, Session
 from fedweave.net.own import Trained, Turn, Worker
 from fedweave.net.serving import Serving, serve
 from fedweave.randomness import generator
 from fedweave.wire import encode
+
+client.LONGEST = 1.0
+"""Tests do not wait as long as clients do."""
 
 
 class Pull:

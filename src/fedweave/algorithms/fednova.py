@@ -74,6 +74,10 @@ class FedNova(Algorithm):
         if local.lr * self.mu >= 2:
             raise UsageError(f"FedNova cannot be used with mu={self.mu} and lr={local.lr}: lr * mu must be below 2. Lower mu.")
 
+    @property
+    def corrects(self) -> bool:
+        return self.mu > 0
+
     def init(self, weights: Array) -> State:
         return State(weights=weights, velocity=0 * weights) if self.momentum else State(weights=weights)
 

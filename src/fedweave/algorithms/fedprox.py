@@ -49,6 +49,10 @@ class FedProx(Algorithm):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset({"start_loss"} if self.adaptive else ())
 
+    @property
+    def corrects(self) -> bool:
+        return self.mu > 0 or self.adaptive
+
     def init(self, weights: Array) -> State:
         state = State(weights=weights)
         return state.replace(mu=float(self.mu), loss=math.inf, falls=0) if self.adaptive else state

@@ -61,6 +61,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; the next free one under runs/ unless given.")] = None,
     sets: Sets = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say in the report where the time went; in one process.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     *,
@@ -76,7 +77,7 @@ def run(
     def train(view: Any) -> Result:
         from fedweave.simulation import run
 
-        return run(settings_of_run, out=folder, observer=view)
+        return run(settings_of_run, out=folder, profile=profile, observer=view)
 
     try:
         _watched(train, folder, json=json, quiet=quiet)
@@ -84,6 +85,34 @@ def run(
         # A run that was refused before it began leaves no empty folder behind.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@app.command()
+def tune(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="A configuration file; the fastest is written into it.")
+    ],
+    seconds: Annotated[float, typer.Option(help="Time for all that is tried, about.")] = 10.0,
+    dry: Annotated[bool, typer.Option("--dry", help="Only print the table.")] = False,
+) -> None:
+    """Try the engines and numbers of processes on a configuration's own model and data, and write the fastest into it."""
+    from fedweave.app import settings, text
+
+    if not seconds > 0:
+        raise UsageError(f"--seconds is {seconds}; it must be above 0.")
+    settings_of_run = settings.configure(config, {})
+    from fedweave.simulation import tune
+
+    timings = tune(settings_of_run, seconds)
+    rows = [
+        (t.candidate.engine, str(t.candidate.workers), "-" if t.seconds is None else f"{t.seconds:.3g}", t.about)
+        for t in timings
+    ]
+    typer.echo(text.table(("engine", "workers", "s a round", ""), rows, right=(1, 2)))
+    best = timings[0]
+    if best.seconds is not None and not dry:
+        settings.amend(config, {"engine": best.candidate.engine, "workers": best.candidate.workers})
+        typer.echo(f'\n{config} now says engine = "{best.candidate.engine}" and workers = {best.candidate.workers}.')
 
 
 @app.command()
@@ -207,6 +236,73 @@ def report(
     from fedweave.app.report import write_report
 
     typer.echo(write_report(existing(folder), out))
+
+
+@app.command()
+def diagnose(folder: Folder, json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
+    """Why a run does not converge, or that nothing is wrong: in words, with the numbers behind them and what to try next."""
+    from fedweave.app import diagnose as diagnosing
+    from fedweave.app import live
+    from fedweave.app.report import split_for
+    from fedweave.simulation import load_result
+
+    result = load_result(existing(folder))
+    found = diagnosing.diagnosis_of(result, split_for(result))
+    if json:
+        live.emit(diagnosing.plain(found))
+    else:
+        typer.echo(diagnosing.words_of(found))
+
+
+@app.command()
+@with_flags(FLAGS)
+def recommend(
+    candidates: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ALGORITHM ...]", help="What to choose from; a grid of the family unless given.", show_default=False
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A configuration file that the flags go over.")] = None,
+    budget: Annotated[int, typer.Option(help="Rounds to spend, over all that is tried.")] = 300,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What decides: clients_accuracy or clients_loss, on held-out examples.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the runs go; repeating the command there goes on.")] = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Try algorithms and their key parameter on your own split, the better ones for longer; print the command of the best."""
+    from fedweave.app import live, settings
+    from fedweave.app import recommend as recommending
+
+    base = settings.configure(config, flags, sets or ())
+    folder = out if out is not None else settings.next_folder("recommend")
+    try:
+        found = recommending.recommend(
+            base,
+            candidates or (),
+            budget=budget,
+            metric=metric,
+            out=folder,
+            watch=lambda title: live.view(quiet=quiet or json, title=title),
+        )
+    except KeyboardInterrupt:
+        fail(f"Stopped at once. Repeat the command with --out {folder} to go on.", 130)
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if found is None:
+        fail(f"Interrupted. Repeat the command with --out {folder} to go on.", 130)
+    if json:
+        for line in recommending.plain(found):
+            live.emit(line)
+    else:
+        typer.echo("\n" + recommending.words_of(found))
 
 
 @app.command()

@@ -46,6 +46,11 @@ class Flag:
     def option(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def spelled(self) -> str:
+        """As the parser is told: a switch has a second option that turns it off."""
+        return f"{self.option}/--no-{self.option[2:]}" if self.type is bool else self.option
+
 
 _LOCAL, _RUN, _UNEVEN = "Local training", "Rounds and evaluation", "Slow and bad clients"
 DATA = (
@@ -84,6 +89,7 @@ FLAGS = (
     Flag("effort", str, "How much of their local work clients do: full, 'stragglers(share=0.5, drop=True)', ...", _UNEVEN),
     Flag("attack", str, "What bad clients send, e.g. 'ipm(epsilon=0.1)'; see fedweave attacks.", _UNEVEN),
     Flag("byzantine", str, "How many clients are bad: a count, or a fraction of all.", _UNEVEN),
+    Flag("diagnostics", bool, "Note of each update what fedweave diagnose reads.", _RUN),
     Flag("engine", str, "How the cohort is trained.", _RUN),
     Flag("workers", int, "Processes that train; as many as are worth it unless given.", _RUN),
     Flag("threads", int, "torch threads; chosen from the model unless given.", _RUN),
@@ -102,7 +108,7 @@ def with_flags(flags: Sequence[Flag]) -> Callable[[Callable[..., None]], Callabl
                 default=None,
                 annotation=Annotated[
                     flag.type | None,
-                    typer.Option(flag.option, help=flag.help, show_default=False, rich_help_panel=flag.panel),
+                    typer.Option(flag.spelled, help=flag.help, show_default=False, rich_help_panel=flag.panel),
                 ],
             )
             for flag in flags
@@ -224,6 +230,9 @@ def command_of(config: Config, out: Path | str | None = None) -> str:
         if value == plain[key] and key not in always:
             continue
         text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        if isinstance(value, bool) and key in options:
+            words.append(options[key] if value else f"--no-{options[key][2:]}")
+            continue
         words += [options[key], text] if key in options else ["--set", f"{key}={text}"]
     return shlex.join(words + (["--out", str(out)] if out is not None else []))
 
@@ -279,6 +288,30 @@ def writable(folder: Path) -> Path:
 
 def _unwritable(folder: Path, error: OSError) -> StoreError:
     return StoreError(f"Cannot make the folder {folder}: {error.strerror}. Choose another with --out.")
+
+
+def amend(path: Path, values: Mapping[str, str | int]) -> None:
+    """Set keys of a configuration file, and leave all else in it as it is, comments too.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    top = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    for key, value in values.items():
+        text = f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
+        at = next((i for i in range(top) if lines[i].partition("=")[0].strip() == key), None)
+        if at is not None:
+            lines[at] = text
+            continue
+        while top > 0 and not lines[top - 1].strip():
+            top -= 1  # below the last key, above the empty lines before a table
+        lines.insert(top, text)
+        top += 1
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def new_folder(out: Path | None, stem: str) -> Path:

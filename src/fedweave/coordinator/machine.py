@@ -91,6 +91,7 @@ class Coordinator:
         self.stopping: Status | None = None
         self._record: Round | None = None
         self._began = 0.0
+        self._numbers: dict[int, int] = {}
         asks = choose or Roster(Uniform(), seed, population)
         self.course: Course
         if isinstance(policy, (FedBuff, FedAsync)):
@@ -190,7 +191,7 @@ class Coordinator:
         return Round(
             number=g.round,
             metrics={} if math.isnan(loss) else {"train_loss": loss},
-            cohort=tuple(g.clients.tolist()),
+            cohort=tuple(map(self._number, g.clients.tolist())),
             bytes_down=tally.bytes_down + sent,
             bytes_up=tally.bytes_up,
             seconds=wall - self._began,
@@ -204,6 +205,10 @@ class Coordinator:
             virtual_seconds=now if self.virtual else None,
             staleness=g.staleness,
         )
+
+    def _number(self, client: int) -> int:
+        """One and the same number for a client in all records: a run of many rounds holds each only once."""
+        return self._numbers.setdefault(client, client)
 
     def _sent(self, client: int) -> int:
         """Bytes of what was sent to a client whose work is not counted."""

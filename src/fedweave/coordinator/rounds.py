@@ -23,7 +23,7 @@ from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Clients, Gath
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
 from fedweave.policy import Rounds, Standing
 from fedweave.reduce.base import Reduction
-from fedweave.reduce.fold import Fold
+from fedweave.reduce.fold import BLOCK, Fold
 
 ASKED, ANSWERED, DELIVERED, FAILED, LEFT = range(5)
 """Where a client stands: its answer is awaited; is in, but not what it says; is in; will not come; is no longer wanted."""
@@ -40,10 +40,20 @@ class Conversation:
     fold: Fold
     answers: int = 0
     failed: dict[int, tuple[str, bool]] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    told: dict[int, Tally] = field(default_factory=dict)
     overdue: bool = False
     closed: bool = False
     abandoned: bool = False
+
+    @property
+    def tally(self) -> Tally:
+        """What was done, summed in the order of the sums of updates: the last bit of the loss does not tell who was first."""
+        total, block, inner = Tally(), -1, Tally()
+        for first, tally in sorted(self.told.items()):
+            if first // BLOCK != block:
+                total, block, inner = total + inner, first // BLOCK, Tally()
+            inner += tally
+        return total + inner
 
 
 class RoundCourse:
@@ -126,7 +136,7 @@ class RoundCourse:
                 c.answers += int((status == ASKED).sum())
                 status[(status == ASKED) | (status == ANSWERED)] = DELIVERED
                 c.fold.add(first, last, event.partial)
-                c.tally += event.tally
+                c.told[event.first] = event.tally
         return [] if c.closed else self._judged(c)
 
     @staticmethod
@@ -158,7 +168,8 @@ class RoundCourse:
         c.status[idle] = LEFT
         if c.abandoned:
             c.status[c.status == ANSWERED] = LEFT
-            c.tally = Tally(bytes_down=c.tally.bytes_down, bytes_up=c.tally.bytes_up, refused=c.tally.refused)
+            t = c.tally
+            c.told = {0: Tally(bytes_down=t.bytes_down, bytes_up=t.bytes_up, refused=t.refused)}
         for position in np.flatnonzero(c.status == LEFT).tolist():
             c.fold.skip(position, position + 1)
         missing = np.flatnonzero(c.status == ANSWERED).tolist()

@@ -25,6 +25,7 @@ from fedweave.coordinator import (
     Train,
 )
 from fedweave.driver.errands import Aside, Errands
+from fedweave.driver.seeing import Seeing
 from fedweave.driver.world import Load, World
 from fedweave.engines import Engine, Job
 from fedweave.policy import FedAsync, FedBuff
@@ -46,6 +47,7 @@ class Site:
         sizes: examples that each client holds [N].
         roster: is told what clients report.
         announce: told of each conversation that begins: its round and its clients.
+        seeing: is told what is noted of updates.
     """
 
     coordinator: Coordinator
@@ -56,6 +58,7 @@ class Site:
     sizes: np.ndarray[Any, np.dtype[np.int64]]
     roster: Roster
     announce: Callable[[int, tuple[int, ...], bool], None]
+    seeing: Seeing
 
     @property
     def algorithm(self) -> Algorithm:
@@ -68,9 +71,10 @@ class Site:
     def trained(self, train: Train, efforts: Sequence[Local | None]) -> Iterator[Arrived]:
         """What a cohort sends, block by block as it is done."""
         c = self.coordinator
-        apart = self.roster.learns
-        job = Job(train.round, train.clients, self.algorithm, c.state, c.buffers, efforts, train.survey, apart)
+        apart, looks = self.roster.learns, self.seeing.looks(train.round, train.survey)
+        job = Job(train.round, train.clients, self.algorithm, c.state, c.buffers, efforts, train.survey, apart, looks)
         for b in self.engine.train(job):
+            self.seeing.note(b.seen)
             if apart and b.tally.examples:
                 self.roster.learn(int(train.clients[b.first]), loss=b.tally.loss / b.tally.examples)
             yield Arrived(train.round, b.first, b.last, b.partial, b.tally, train.survey)

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +41,13 @@ from fedweave.data import Split
 from fedweave.driver import checks
 from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
+from fedweave.driver.seeing import Seeing
+from fedweave.driver.telling import as_arrays, circumstances, torch_threads
+from fedweave.driver.tuning import tuned
 from fedweave.driver.world import World
 from fedweave.engines import Engine, Setup, Work
 from fedweave.engines import build as build_engine
+from fedweave.engines.calibrating import Timing
 from fedweave.errors import UsageError
 from fedweave.history import Round
 from fedweave.interrupt import Interrupt
@@ -113,9 +115,11 @@ class Driver:
         self.world = None if devices is None else World(devices, config.seed)
         online = None if devices is None else devices.available
         self.roster = Roster(terms.sampling, config.seed, split.clients, split.sizes, online)
-        self._build()
         self.state = self.algorithm.init(self.model.flat.clone())
         self.buffers: Any = self.model.statistics()
+        self.timings: list[Timing] = []
+        self.seeing = Seeing(config.seed, self.local, int(split.sizes.mean()))
+        self._build()
         self.store: RunStore | None = None
         self.expected: dict[int, str] = {}
         self.start: Round | None = None
@@ -131,8 +135,23 @@ class Driver:
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
+        if self.config.engine == "measure":
+            self._tune()
+        return build_engine(self.setup())
+
+    def _tune(self) -> None:
+        """Settle which engine it is by trying them. The configuration then names it, so that a resumed run has the same."""
+        setup = self.setup()
+        self.timings = tuned(setup, self.state, self.buffers, self.cohort, self.local)
+        best = self.timings[0]
+        self.model.load(self.state.weights, self.buffers)
+        changes = {"engine": best.candidate.engine, "workers": best.candidate.workers}
+        self.config = self.config.model_copy(update=changes)
+
+    def setup(self) -> Setup:
+        """What an engine is made from."""
         local = self.local
-        setup = Setup(
+        return Setup(
             self.model,
             self.make,
             self.split,
@@ -148,8 +167,8 @@ class Driver:
             engine=self.config.engine,
             workers=1 if self.config.threads != 1 else self.config.workers,
             work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
+            why=f"measured: {self.timings[0].seconds:.3g} s a round" if self.timings else "as asked for",
         )
-        return build_engine(setup)
 
     # Where a run begins --------------------------------------------------------------------------------------------------
 
@@ -172,8 +191,7 @@ class Driver:
             "layout": self.model.layout.fingerprint,
             "slots": self.model.layout.spell(),
             "model": self.label,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}",
+            **circumstances(),
         }
         self.store = RunStore.create(folder)
         try:
@@ -181,7 +199,7 @@ class Driver:
             if self.split.spec is None:
                 self.split.save(folder / "data")
             if initial is not None:
-                self.store.write("initial.safetensors", safetensors.numpy.save(_arrays(initial)))
+                self.store.write("initial.safetensors", safetensors.numpy.save(as_arrays(initial)))
             self.store.begin(self.config, about, self._snapshot())
             self.kept.committed()
         except BaseException:
@@ -215,6 +233,7 @@ class Driver:
     def drive(self) -> Result:
         began = time.monotonic()
         self.coordinator = coordinator = self._coordinator()
+        self.seeing.on = self.config.diagnostics and self.store is not None
         carrier = self.carrier = self._carrier(coordinator)
         self.observer(self._opening())
         limit, ended = self.config.max_seconds, None
@@ -229,7 +248,7 @@ class Driver:
             return coordinator.handle(event, wall if carrier.now is None else carrier.now, wall)
 
         try:
-            with _torch_threads(self.config.threads or 1), Interrupt() as interrupt:
+            with torch_threads(self.config.threads or 1), Interrupt() as interrupt:
                 effects = deque(tell(Begin()))
                 while ended is None:
                     if not effects:
@@ -239,7 +258,7 @@ class Driver:
                         case Evaluate(number):
                             before = time.monotonic()
                             # Metrics are no part of what the next round begins with: all cores may work on them.
-                            with _torch_threads(cores() if self.model.heavy else self.config.threads or 1):
+                            with torch_threads(cores() if self.model.heavy else self.config.threads or 1):
                                 measured = self.engine.evaluate(coordinator.state, coordinator.buffers)
                             effects.extend(tell(Evaluated(number, measured, time.monotonic() - before)))
                         case Publish(record):
@@ -278,7 +297,7 @@ class Driver:
     def _carrier(self, coordinator: Coordinator) -> Direct | Virtual:
         site = Site(
             coordinator, self.engine, self.config.seed, self.local, self.terms.effort, self.split.sizes, self.roster,
-            self._announce,
+            self._announce, self.seeing,
         )  # fmt: skip
         if self.world is None:
             return Direct(site)
@@ -322,7 +341,7 @@ class Driver:
                 stacklevel=2,
             )
         if self.store is not None:
-            self.store.append(record)
+            self.store.append(record, self.seeing.taken(record.number))
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
                 self._checkpoint(record.number)
         self.observer(record)
@@ -380,17 +399,3 @@ class Driver:
             make=self.make,
             grown=layout is not self.model.layout,
         )
-
-
-def _arrays(initial: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[Any]]:
-    return {name: np.ascontiguousarray(value) for name, value in initial.items()}
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedweave.contract import Algorithm, Arrays, Ask, Local, State, Update
 from fedweave.coordinator import Tally
+from fedweave.diagnosis import Seen
 from fedweave.local import Outcome, Turn
 from fedweave.reduce.base import Partial
 
@@ -27,6 +28,7 @@ class Job:
 
     ``efforts`` says how each of them trains, None if its work is not wanted or it is not done in time; in a survey nobody
     trains. ``apart``: each update is handed over in a block of its own.
+    ``observe``: note of each counted client what ``diagnosis.observe`` makes of its update.
     """
 
     round: int
@@ -37,6 +39,7 @@ class Job:
     efforts: Sequence[Local | None]
     survey: bool = False
     apart: bool = False
+    observe: bool = False
 
     def ask(self, position: int) -> Ask:
         """What the client at this position of the cohort is sent."""
@@ -114,12 +117,14 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order."""
+    """What became of the cohort's positions ``first`` to ``last`` (excluded): their updates gathered in client order;
+    ``seen`` are those that were counted, if the job observes."""
 
     first: int
     last: int
     partial: Partial
     tally: Tally
+    seen: tuple[Seen, ...] = ()
 
 
 @dataclass

@@ -24,7 +24,8 @@ from fedweave.engines.workers import Workers
 from fedweave.errors import UnknownName
 from fedweave.models import Model, tensor
 
-ENGINES = ("auto", "eager", "vectorized", "ray")
+ENGINES = ("auto", "eager", "vectorized", "ray", "measure")
+"""``measure`` is for the driver to settle: it tries the others."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Setup:
         engine: one of ``ENGINES``.
         workers: processes that train; None: as fits the engine and the work.
         work: what the run asks for, from which an engine is chosen.
+        why: why this engine was asked for.
     """
 
     model: Model
@@ -63,6 +65,7 @@ class Setup:
     engine: str = "auto"
     workers: int | None = None
     work: Work = field(default_factory=lambda: Work(1, 1, 1.0, 1.0))
+    why: str = "as asked for"
 
 
 def build(setup: Setup) -> Engine:
@@ -72,10 +75,12 @@ def build(setup: Setup) -> Engine:
         UnknownName, UsageError: there is no such engine, or not with this model or this many processes.
     """
     s = setup
-    if s.engine not in ENGINES:
+    if s.engine not in ENGINES or s.engine == "measure":
         raise UnknownName("engine", s.engine, ENGINES)
     made = _stack(s)
     choice = choose(s.model, made, s.work, s.engine if s.engine in ("eager", "vectorized") else None, s.workers)
+    if s.engine == choice.kernel:
+        choice = replace(choice, why=s.why)
     if choice.kernel == "vectorized" and isinstance(made, str):
         choice = replace(choice, kernel="eager", why=f"not vectorized: {made}")
     recipe = Recipe(

@@ -15,6 +15,10 @@ PASSES = 3
 """Times that each candidate is timed at least, taking turns; the fastest counts, since a machine is only ever slowed down."""
 
 
+ENOUGH = 50
+"""Times after which more would tell nothing."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An engine and a number of processes."""
@@ -64,7 +68,7 @@ def calibrate(
         for engine in engines.values():
             _timed(engine, part)  # what is made once: processes, buffers, compiled code
         began, passes = time.perf_counter(), 0
-        while passes < PASSES or time.perf_counter() - began < seconds:
+        while passes < PASSES or (time.perf_counter() - began < seconds and passes < ENOUGH):
             for candidate, engine in engines.items():
                 best[candidate] = min(best.get(candidate, float("inf")), _timed(engine, part))
             passes += 1

@@ -48,7 +48,6 @@ PATIENCE = 60.0
 VERSIONS = f"fedweave {sys.modules['fedweave'].__version__}, torch {torch.__version__}, NumPy {np.__version__}"
 """What all nodes must have alike."""
 QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # messages of Ray's daemons: the only way to keep them off standard output
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what it will do from some version on, and warns of until then

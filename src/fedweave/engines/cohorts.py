@@ -81,7 +81,7 @@ class Cohorts:
         answers = self._forged([answer for _, part in sorted(found.items()) for answer in part], attack, job)
         for first in range(0, len(answers), BLOCK):
             last, kept = min(first + BLOCK, len(answers)), list[tuple[int, Arrays]]()
-            blocks = list(reduced(job, answers[first:last], first, last, kept, not job.apart))
+            blocks = list(reduced(job, answers[first:last], first, last, kept, self.seed, not job.apart))
             self._keep(kept)
             yield from blocks
 

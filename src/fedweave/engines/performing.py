@@ -6,14 +6,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from fedweave.contract import Arrays
+from fedweave.contract import Arrays, Update, Work
 from fedweave.coordinator import BLOCK, Tally, fault
 from fedweave.data import Split
+from fedweave.diagnosis import Seen, observe, observe_stack
 from fedweave.engines.base import Answer, Block, Done, Job, Kernel, Task, Unit
+from fedweave.engines.rows import columns
 
 SINGLE = 8 * BLOCK
 """Clients of a cohort up to which each is a unit of its own: with few blocks, processes would wait for the slowest."""
+
+
+TOGETHER = 2**16
+"""Parameters up to which the updates of a block are looked at as one matrix."""
 
 
 class Performer:
@@ -40,7 +48,9 @@ class Performer:
         if self.unreduced:
             return Done((unit.first, unit.last), answers=list(answers))
         kept: list[tuple[int, Arrays]] = []
-        blocks = list(reduced(job, answers, unit.first, unit.last, kept, unit.last - unit.first > 1 and not job.apart))
+        blocks = list(
+            reduced(job, answers, unit.first, unit.last, kept, self.seed, unit.last - unit.first > 1 and not job.apart)
+        )
         return Done((unit.first, unit.last), blocks, kept=kept)
 
     def _answers(self, job: Job, unit: Unit) -> Iterator[Answer | int]:
@@ -78,14 +88,20 @@ class Performer:
 
 
 def reduced(
-    job: Job, answers: Iterable[Answer | int], first: int, last: int, kept: list[tuple[int, Arrays]], whole: bool = True
+    job: Job,
+    answers: Iterable[Answer | int],
+    first: int,
+    last: int,
+    kept: list[tuple[int, Arrays]],
+    seed: int,
+    whole: bool = True,
 ) -> Iterator[Block]:
     """The answers of positions ``first`` to ``last``, block by block if they are whole, else one by one; what clients keep goes
-    into ``kept``."""
+    into ``kept``. ``seed`` addresses what is drawn for the diagnosis."""
     source = iter(answers)
     for start in range(first, last, BLOCK if whole else 1):
         stop = min(start + BLOCK, last) if whole else start + 1
-        partial, tally = job.algorithm.reduce.empty(), _Tallied()
+        partial, tally, counted = job.algorithm.reduce.empty(), _Tallied(), list[Answer]()
         for _ in range(start, stop):
             answer = next(source)
             if isinstance(answer, int):
@@ -96,8 +112,31 @@ def reduced(
                 partial = job.algorithm.reduce.add(partial, answer.update)
                 if answer.kept is not None:
                     kept.append((answer.client, answer.kept))
+                if job.observe and answer.outcome is not None:
+                    counted.append(answer)
             tally.add(answer, reason)
-        yield Block(start, stop, partial, tally.tally())
+        yield Block(start, stop, partial, tally.tally(), _seen(counted, seed))
+
+
+def _seen(answers: Sequence[Answer], seed: int) -> tuple[Seen, ...]:
+    """What is noted of counted updates; small ones are looked at together."""
+    works = [a.outcome.work for a in answers if a.outcome is not None]
+    losses = [a.outcome.loss for a in answers if a.outcome is not None]
+    alike = len(answers) > 1 and all(
+        w.end is None and isinstance(a.update.get("delta"), Tensor) for a, w in zip(answers, works, strict=True)
+    )
+    if alike and answers[0].update.delta.numel() <= TOGETHER:
+        delta = torch.stack([a.update.delta for a in answers])
+        update = Update(delta=delta, weight=columns([a.update.weight for a in answers]))
+        gradients = [work.start_gradient for work in works]
+        work = Work(
+            examples=columns([work.examples for work in works]),
+            steps=columns([work.steps for work in works]),
+            start_gradient=None if any(g is None for g in gradients) else torch.stack(gradients),
+        )
+        return observe_stack([a.client for a in answers], update, work, losses, seed)
+    triples = zip(answers, works, losses, strict=True)
+    return tuple(observe(a.client, a.update, work, loss, seed) for a, work, loss in triples)
 
 
 class _Tallied:

@@ -31,7 +31,7 @@ CALL, TRANSFER = 30.0, 120.0
 WAIT = 30.0
 """Seconds that a poll waits at the coordinator."""
 BEAT = 10.0
-"""Seconds between two signs of life while a client trains."""
+"""Seconds between two signs of life while a client trains, at most."""
 FIRST, LONGEST = 0.1, 15.0
 """Seconds of the shortest and the longest pause before a call is made again."""
 AHEAD = 4
@@ -147,7 +147,9 @@ class Session:
         self.journal = Journal(self.workdir / self.run)
         try:
             self.journal.note("joined", number=joined.number, name=self.line.name)
-            self.worker.begin(json.loads(joined.settings), joined.number - 1)
+            settings = json.loads(joined.settings)
+            self.beat = min(BEAT, settings.get("silent_seconds", BEAT) / 4)
+            self.worker.begin(settings, joined.number - 1)
             self.log = self.log.bind(client=joined.number)
             self.log.info("joined", run=self.run)
             if self.journal.pending is not None:
@@ -296,7 +298,7 @@ class Session:
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(BEAT):
+            while not done.wait(self.beat):
                 try:
                     self.line.future("Heartbeat", pb.HeartbeatRequest(run=self.run, task=task), CALL).result()
                 except grpc.RpcError:

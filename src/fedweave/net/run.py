@@ -325,6 +325,7 @@ class Run:
         keys = ("model", "algorithm", "loss", "buffers", "seed", "threads", "evaluate")
         plain = self.config.model_dump()
         found = {key: plain[key] for key in keys} | {"layout": self.layout.spell(), "clients": self.population}
+        found["silent_seconds"] = self.limits.silent_seconds
         return json.dumps(found | {key: self.about[key] for key in ("classes", "shape") if key in self.about})
 
     def close(self) -> None:

@@ -177,7 +177,7 @@ class Federation:
             request.role == pb.EVALUATOR,
         )  # fmt: skip
         why = None if wish.evaluator else declared(request.examples)
-        found: Member | str = await asyncio.wrap_future(self.core.submit(wish)) if why is None else why
+        found: Member | str = why if why is not None else await asyncio.wrap_future(self.core.submit(wish))
         if isinstance(found, str):
             self.log.warning("not admitted", client=name, why=found)
             return pb.JoinReply(run=self.run.id, refused=found)

@@ -13,11 +13,24 @@ from __future__ import annotations
 
 from fedweave.population.availability import Diurnal, Sessions
 from fedweave.population.devices import Devices, Fate, Fates, Times
-from fedweave.population.efforts import EFFORTS, Asked, Deadline, Effort, Full, Seconds, Stragglers, Uniform, effort, in_time
+from fedweave.population.efforts import (
+    EFFORTS,
+    Asked,
+    Deadline,
+    Effort,
+    Full,
+    Seconds,
+    Stragglers,
+    Uniform,
+    effort,
+    examples_of,
+    in_time,
+)
 from fedweave.population.source import SOURCES, Mixture, Population, Source, Trace, population, spell
 
 __all__ = [
     "EFFORTS", "SOURCES", "Asked", "Deadline", "Devices", "Diurnal", "Effort", "Fate", "Fates", "Full", "Mixture", "Population",
-    "Seconds", "Sessions", "Source", "Stragglers", "Times", "Trace", "Uniform", "effort", "in_time",
+    "Seconds", "Sessions", "Source", "Stragglers", "Times", "Trace", "Uniform", "effort",
+    "examples_of", "in_time",
     "population", "spell",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -174,27 +175,50 @@ class Intervals:
     def of(self, device: npt.NDArray[np.int32]) -> Intervals:
         return Intervals(self.owner, self.begin, self.end, self.recorded, self.period, device)
 
+    @cached_property
+    def first(self) -> Numbers:
+        """Where each recorded device's sessions begin among all, and where the last one's end [recorded + 1]."""
+        return np.searchsorted(self.owner, np.arange(self.recorded + 1))
+
     def online(self, now: int, who: Who) -> npt.NDArray[np.bool_]:
         now = now if self.period is None else now % self.period
-        on = np.zeros(self.recorded, np.bool_)
-        on[self.owner[(self.begin <= now) & (now < self.end)]] = True
-        return on[self.device[who]]
+        return self._of(lambda device: self._is_online(self._begun(now, device), now, device), who)
 
     def changes(self, now: int, who: Who) -> Numbers:
-        base = 0 if self.period is None else now - now % self.period
-        found = self._after(now - base)
-        if self.period is not None:
-            again = self._after(-1)
-            found = np.where(found == NEVER, np.where(again == NEVER, NEVER, again + self.period), found)
-        return np.where(found == NEVER, NEVER, found + base)[self.device[who]]
+        return self._of(lambda device: self._next(now, device), who)
 
-    def _after(self, now: int) -> Numbers:
-        """Of each recorded device, its first tick after ``now`` at which a session begins or ends."""
-        found = np.full(self.recorded, NEVER)
-        for edges in (self.begin, self.end):
-            later = edges > now
-            np.minimum.at(found, self.owner[later], edges[later])
-        return found
+    def _of(self, found: Callable[[Numbers], npt.NDArray[Any]], who: Who) -> npt.NDArray[Any]:
+        """Of clients what is found of their devices, each device looked at once at most if clients are more."""
+        device = self.device[who].astype(np.int64)
+        return found(np.arange(self.recorded))[device] if len(device) > self.recorded else found(device)
+
+    def _begun(self, now: int, device: Numbers) -> Numbers:
+        """The first session of each that begins after ``now``, by bisection."""
+        low, high = self.first[device], self.first[device + 1]
+        while (open := low < high).any():
+            middle = (low + high) // 2
+            early = open & (self.begin[np.minimum(middle, len(self.begin) - 1)] <= now)
+            low, high = np.where(early, middle + 1, low), np.where(open & ~early, middle, high)
+        return low
+
+    def _is_online(self, begun: Numbers, now: int, device: Numbers) -> npt.NDArray[np.bool_]:
+        return (begun > self.first[device]) & (self.end[begun - 1] > now)
+
+    def _next(self, now: int, device: Numbers) -> Numbers:
+        base, now = (0, now) if self.period is None else (now - now % self.period, now % self.period)
+        begun, first, after = self._begun(now, device), self.first[device], self.first[device + 1]
+        begin, end = np.append(self.begin, NEVER), self.end
+        online = self._is_online(begun, now, device)
+        found = np.where(online, end[begun - 1], np.where(begun < after, begin[begun], NEVER))
+        if self.period is not None:
+            some = first < after
+            again = np.where(some, begin[first], NEVER)
+            found = np.where(some & (found == NEVER), again + self.period, found)
+            # A session that ends where the recording is repeated may go on with its first.
+            goes_on = online & (found == self.period) & (again == 0)
+            early = end[np.minimum(first, len(end) - 1)]
+            found = np.where(goes_on, np.where(early == self.period, NEVER, early + self.period), found)
+        return np.where(found == NEVER, NEVER, found + base)
 
     @property
     def nbytes(self) -> int:

@@ -120,12 +120,11 @@ class Devices:
         return self.calendar.online(now, who)
 
     def online(self, at: float) -> Numbers:
-        """The numbers of all clients that are online, ascending; a million clients take some milliseconds."""
+        """The numbers of all clients that are online, ascending."""
         return np.flatnonzero(self.available(at))
 
     def changes(self, at: float, clients: Numbers | None = None) -> Floats:
-        """The first time after ``at`` at which each comes online or goes [N] or [K]; inf if it never does. Where a recording is
-        repeated, a session that spans its end counts as two."""
+        """The first time after ``at`` at which each comes online or goes [N] or [K]; inf if it never does."""
         now, who = tick(at), _who(clients)
         if self.calendar is None:
             return np.full(len(self.speed[who]), np.inf)

@@ -24,7 +24,6 @@ class Distribution(Protocol):
     def quantile(self, u: Floats) -> Floats:
         """The value [n] below which a share ``u`` [n] of clients lies, 0 < u < 1."""
 
-    @property
     def support(self) -> tuple[float, float]:
         """Between which bounds all values lie."""
 
@@ -41,7 +40,6 @@ class Constant:
     def quantile(self, u: Floats) -> Floats:
         return np.full(len(u), float(self.value))
 
-    @property
     def support(self) -> tuple[float, float]:
         return self.value, self.value
 
@@ -60,7 +58,6 @@ class Uniform:
     def quantile(self, u: Floats) -> Floats:
         return self.low + (self.high - self.low) * u
 
-    @property
     def support(self) -> tuple[float, float]:
         return self.low, self.high
 
@@ -83,7 +80,6 @@ class LogNormal:
         found: Floats = self.median * np.exp(self.sigma * ndtri(u))
         return found
 
-    @property
     def support(self) -> tuple[float, float]:
         return 0.0, math.inf
 
@@ -100,7 +96,6 @@ class Exponential:
     def quantile(self, u: Floats) -> Floats:
         return -self.mean * np.log1p(-u)
 
-    @property
     def support(self) -> tuple[float, float]:
         return 0.0, math.inf
 
@@ -120,7 +115,6 @@ class Pareto:
     def quantile(self, u: Floats) -> Floats:
         return self.minimum * np.exp(-np.log1p(-u) / self.shape)
 
-    @property
     def support(self) -> tuple[float, float]:
         return self.minimum, math.inf
 
@@ -146,7 +140,6 @@ class Zipf:
         found: Floats = self.unit * (np.minimum(level, len(below) - 1) + 1.0)
         return found
 
-    @property
     def support(self) -> tuple[float, float]:
         return self.unit, self.unit * self.levels
 
@@ -177,7 +170,7 @@ def given(name: str, value: object, low: float, high: float) -> float | Distribu
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         least = most = float(value)
     elif isinstance(value, Distribution):
-        least, most = value.support
+        least, most = value.support()
     else:
         raise UsageError(f"{name} is {value!r}; give a number or a distribution such as 'lognormal(median=100, sigma=1.0)'.")
     if not (low <= least and most <= high):

@@ -169,6 +169,17 @@ def in_time(asked: Asked, budgets: npt.NDArray[np.float64], drop: bool = False) 
     return plans
 
 
+def examples_of(local: Local, size: int) -> int:
+    """How many examples a client of ``size`` processes in this local training, each counted as often as it is seen: what its
+    time follows from. The inverse of ``steps_within``."""
+    steps = local.steps_for(size)
+    if steps == 0:
+        return 0
+    batch = size if local.batch_size is None else min(local.batch_size, size)
+    epochs, rest = divmod(steps, math.ceil(size / batch))
+    return epochs * size + rest * batch
+
+
 def steps_within(local: Local, size: int, processed: float) -> int:
     """How many local steps a client of ``size`` examples has finished once it has processed so many, each counted as
     often as it is seen; the last batch of an epoch may be smaller."""

@@ -179,7 +179,7 @@ def _drawn(seed: int, clients: int, kinds: Sequence[Population], kind: Any) -> D
 
 def _top(value: Spread) -> float:
     """The largest value."""
-    return value.support[1] if isinstance(value, Distribution) else value
+    return value.support()[1] if isinstance(value, Distribution) else value
 
 
 def _uniforms(seed: int) -> Uniforms:

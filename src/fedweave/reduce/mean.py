@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array
 
 from fedweave.reduce.parallel import Scratch, fold
 from fedweave.values import Array, Update
@@ -98,10 +98,8 @@ class Sums:
 
 def _host(value: Array) -> Host:
     """[D] in this machine's memory; nothing is copied if it is there."""
-    if is_torch_array(value):
-        value = value.detach().cpu().numpy()
-    elif not is_numpy_array(value):
-        value = np.asarray(value)
+    if not is_numpy_array(value):
+        value = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     return np.asarray(value.reshape(-1))
 
 
@@ -126,7 +124,7 @@ def _added(total: Host, rows: Sequence[tuple[float, Host]], apart: bool) -> None
     if len(total) <= COLUMNS:
         work(0, Scratch())
     else:
-        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total))
+        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total), products=False)
 
 
 @dataclass(frozen=True)

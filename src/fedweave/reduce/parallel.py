@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -53,12 +54,13 @@ def _libraries() -> Any:
     return ThreadpoolController()
 
 
-def fold(work: Callable[[Any, Scratch], T], blocks: Sequence[Any], values: int) -> T | None:
+def fold(work: Callable[[Any, Scratch], T], blocks: Sequence[Any], values: int, products: bool = True) -> T | None:
     """Do ``work`` on every block; the sum of what it returns, or None.
 
     Args:
         work: is given a block and the worker's buffers; what it returns must support ``+=`` (or be None).
         values: how many numbers there are to read in all, which decides whether threads are worth while.
+        products: whether there are matrix products in it, which then take one thread each.
     """
 
     def lane(number: int) -> T | None:
@@ -74,7 +76,7 @@ def fold(work: Callable[[Any, Scratch], T], blocks: Sequence[Any], values: int) 
 
     total: T | None = None
     # A matrix product may round otherwise on several threads than on one; here the blocks are what runs side by side.
-    with _libraries().limit(limits=1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas") if products else nullcontext():
         for part in _each(lane, min(LANES, len(blocks)), values):
             if total is None:
                 total = part

@@ -40,6 +40,7 @@ def database(folder: Path, url: str | None = None) -> sa.Engine:
         with engine.begin() as connection:
             connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
     except sa.exc.DBAPIError as error:
+        engine.dispose()
         raise StoreError(f"The ledger's database cannot be used: {error.orig}.") from None
     return engine
 

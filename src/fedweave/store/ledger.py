@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import safetensors.numpy
 import sqlalchemy as sa
 
 from fedweave.config import Config
+from fedweave.diagnosis import Observed
 from fedweave.errors import StoreError
 from fedweave.history import Round
 from fedweave.store.blobs import Blobs, write_durably
@@ -38,7 +40,7 @@ from fedweave.store.events import EventLog
 GROUP = 0.5
 """Seconds between two commits of rounds."""
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the tables below."""
 
 _tables = sa.MetaData()
@@ -50,6 +52,13 @@ _rounds = sa.Table(
     sa.Column("cohort", sa.LargeBinary, comment="client numbers, little-endian int64"),
     sa.Column("model_hash", sa.String),
     sa.Column("record", sa.JSON, comment="everything else of the round"),
+)
+_observed = sa.Table(
+    "observed",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("figures", sa.JSON),
+    sa.Column("columns", sa.LargeBinary, comment="what was seen of the clients, as safetensors"),
 )
 _checkpoints = sa.Table(
     "checkpoints", _tables, sa.Column("round", sa.Integer, primary_key=True), sa.Column("blob", sa.String, nullable=False)
@@ -93,6 +102,7 @@ class RunStore:
         self.blobs = Blobs(folder / "blobs")
         self._engine = database(folder, url)
         self._waiting: list[Round] = []
+        self._seen: list[Observed] = []
         self._lines: IO[str] | None = None
         self._flushed = time.monotonic()
         self._saved = time.monotonic()
@@ -189,6 +199,12 @@ class RunStore:
         with self._engine.connect() as connection:
             return [_record(row) for row in connection.execute(_rounds.select().order_by(_rounds.c.number))]
 
+    def observed(self, until: int) -> list[Observed]:
+        """What was seen of the rounds up to ``until``, where it was looked at."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(_observed.select().where(_observed.c.number <= until).order_by(_observed.c.number))
+            return [Observed.unpacked(row.number, row.columns, row.figures) for row in rows]
+
     def restore(self) -> Checkpoint:
         """The latest checkpoint whose blob is there.
 
@@ -217,9 +233,11 @@ class RunStore:
 
     # While it runs -------------------------------------------------------------------------------------------------------
 
-    def append(self, record: Round) -> None:
-        """Keep a round; it is on disk within ``GROUP`` seconds or at the next checkpoint."""
+    def append(self, record: Round, seen: Observed | None = None) -> None:
+        """Keep a round and what was seen in it; it is on disk within ``GROUP`` seconds or at the next checkpoint."""
         self._waiting.append(record)
+        if seen is not None:
+            self._seen.append(seen)
         if time.monotonic() - self._flushed >= GROUP:
             self.flush()
 
@@ -232,6 +250,9 @@ class RunStore:
                     first, last = self._waiting[0].number, self._waiting[-1].number
                     connection.execute(_rounds.delete().where(_rounds.c.number.between(first, last)))
                     connection.execute(_rounds.insert(), [_row(record) for record in self._waiting])
+                    connection.execute(_observed.delete().where(_observed.c.number.between(first, last)))
+                if self._seen:
+                    connection.execute(_observed.insert(), [_seen_row(seen) for seen in self._seen])
                 if checkpoint is not None:
                     connection.execute(_checkpoints.delete().where(_checkpoints.c.round == checkpoint[0]))
                     connection.execute(_checkpoints.insert(), {"round": checkpoint[0], "blob": checkpoint[1]})
@@ -241,6 +262,7 @@ class RunStore:
         self._lines.writelines(json.dumps(record.plain()) + "\n" for record in self._waiting)
         self._lines.flush()
         self._waiting.clear()
+        self._seen.clear()
         self._flushed = time.monotonic()
 
     def due(self, every: float) -> bool:
@@ -289,6 +311,11 @@ def _row(record: Round) -> dict[str, Any]:
     plain = record.plain()
     cohort = np.asarray(plain.pop("cohort"), dtype="<i8").tobytes()
     return {"number": record.number, "cohort": cohort, "model_hash": record.model_hash, "record": plain}
+
+
+def _seen_row(seen: Observed) -> dict[str, Any]:
+    figures = {name: value if math.isfinite(value) else None for name, value in seen.figures.items()}
+    return {"number": seen.number, "figures": figures, "columns": seen.packed()}
 
 
 def _record(row: Any) -> Round:
