@@ -17,7 +17,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator.py,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all check docs bench bench-peers format proto clean
+.PHONY: help demo test test-all test-faults check docs bench bench-peers format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
@@ -54,6 +54,11 @@ endef
 
 docs: $(VENV)/.ready-dev ## Build the documentation into site/ (open site/index.html)
 	@$(BIN)/zensical build --clean --strict
+
+FUZZ_SECONDS ?= 60
+test-faults: $(VENV)/.ready-dev ## Feed every decoder of the network with anything, each for FUZZ_SECONDS (60)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0 2>/dev/null || echo "atheris cannot be installed: going by chance"
+	@$(BIN)/python tests/net/fuzz.py $(FUZZ_SECONDS)
 
 # Short forms, a few minutes together; each script's own defaults take longer and are what the documentation shows.
 BENCHMARKS := overhead.py|--rounds|1000 rounds.py|--passes|2 steps.py|--passes|2 scaling.py|--quick memory.py reductions.py|--quick \

@@ -159,6 +159,7 @@ def with_atheris(which: str, seconds: float) -> None:
     for data in corpus:
         once(target, data)
     options = [f"-max_total_time={seconds:.0f}", "-rss_limit_mb=2048", "-max_len=8192", "-timeout=10", "-print_final_stats=1"]
+    options.append(f"-artifact_prefix={tempfile.gettempdir()}/fedweave-{which}-")
     with tempfile.TemporaryDirectory() as folder:
         for place, data in enumerate(corpus):
             (Path(folder) / str(place)).write_bytes(data)

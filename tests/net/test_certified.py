@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinator's own service over mutual TLS: a run among certified clients, every endpoint with every credential, replays and
-bad updates over the wire."""
+"""The coordinator's own service over mutual TLS: a run among certified clients, every endpoint with every credential, replays
+and bad updates over the wire."""
 
 from __future__ import annotations
 

@@ -373,6 +373,17 @@ def test_bytes_that_are_no_certificate(authority: Authority, raw: bytes) -> None
     assert isinstance(authority.peer(raw), str)
 
 
+def test_a_certificate_of_a_version_that_is_none(authority: Authority) -> None:
+    """Found by fuzzing: the library's error for it is no ValueError."""
+    der = bytearray(certificates.load(enrolled(authority, "ada")).public_bytes(serialization.Encoding.DER))
+    place = der.index(b"\xa0\x03\x02\x01\x02") + 4
+    der[place] = 10
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(bytes(der)) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(x509.InvalidVersion):
+        x509.load_pem_x509_certificate(pem)
+    assert "cannot be read" in str(authority.peer(pem))
+
+
 # Renewal -----------------------------------------------------------------------------------------------------------------
 
 

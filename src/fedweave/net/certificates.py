@@ -2,8 +2,8 @@
 """X.509 of fedweave's own authority: certificates that are issued, and requests and certificates that are read.
 
 A client has two keys. TLS uses ECDSA on P-256, because gRPC's BoringSSL does not offer Ed25519 for certificates (RFC 8446
-allows it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject's, and the Ed25519 key lies
-in an extension. A request for a certificate proves that its sender has both.
+allows it). Requests are signed with Ed25519. One certificate binds both: the P-256 key is its subject's, and the Ed25519 key
+lies in an extension. A request for a certificate proves that its sender has both.
 
 An authority signs nothing but leaves for two uses, and each names its use: a client's certificate serves no server.
 """
@@ -66,7 +66,7 @@ def load(text: bytes) -> x509.Certificate:
         if len(text) > MOST:
             raise ValueError
         return x509.load_pem_x509_certificate(text)
-    except ValueError:
+    except Exception:  # the library has many errors for bytes that are no certificate, and no common one
         raise IdentityError("The certificate cannot be read: it is no X.509 certificate in PEM.") from None
 
 
@@ -244,7 +244,7 @@ def read_request(text: bytes) -> Request:
         csr = x509.load_pem_x509_csr(text)
         tls, value = csr.public_key(), _extension(csr.extensions)
         sound, subject = csr.is_signature_valid, csr.subject
-    except Exception:  # the library has many errors for bytes that are no request, and no common one
+    except Exception:
         raise IdentityError("The request for a certificate cannot be read: it is no PKCS #10 request in PEM.") from None
     name = common_name(subject)
     if not sound or not isinstance(tls, ec.EllipticCurvePublicKey) or not isinstance(tls.curve, ec.SECP256R1):

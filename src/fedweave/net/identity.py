@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -176,7 +175,7 @@ def _settle(folder: Path, bundle: _Bundle, client: str, now: datetime.datetime |
             and certificates.common_name(own.subject) == client
             and own.not_valid_before_utc <= now < own.not_valid_after_utc
         )
-    except (InvalidSignature, ValueError, TypeError):
+    except Exception:  # whatever is wrong with what came back, it is not what was asked for
         fine = False
     if not fine:
         raise IdentityError(

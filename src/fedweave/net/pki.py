@@ -286,10 +286,12 @@ def _moment(seconds: float) -> datetime.datetime:
 @lru_cache(maxsize=4096)
 def _facts(certificate_pem: bytes) -> tuple[str, bytes, str, datetime.datetime, datetime.datetime]:
     """What never changes about a certificate: name, signing key, fingerprint, from when to when it is valid."""
+    found = certificates.load(certificate_pem)
     try:
-        found = certificates.load(certificate_pem)
         name, key = certificates.common_name(found.subject), certificates.signing_key(found)
         times = found.not_valid_before_utc, found.not_valid_after_utc
-    except (ValueError, x509.DuplicateExtension):  # parts of a certificate are parsed when they are looked at
+    except IdentityError:
+        raise
+    except Exception:  # parts of a certificate are parsed when they are looked at
         raise IdentityError("The certificate is malformed.") from None
     return name, key, certificates.fingerprint(found), *times
