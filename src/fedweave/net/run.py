@@ -96,7 +96,9 @@ class Run:
         self.seq = 0
         self.begun = False
         self.desk: Desk | None = None
-        self.finished = self.about.get("status", "")
+        # One that was told to stop goes on.
+        status = self.about.get("status", "")
+        self.finished = "" if status == "interrupted" else status
         self._at = 0.0
         self._marks: list[int] = []
         self._held: dict[tuple[int, int, bool], int] = {}

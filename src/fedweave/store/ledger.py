@@ -36,6 +36,7 @@ from fedweave.history import Round
 from fedweave.store.blobs import Blobs, write_durably
 from fedweave.store.database import FILE, database
 from fedweave.store.events import EventLog
+from fedweave.store.migrations import reachable, upgrade
 
 GROUP = 0.5
 """Seconds between two commits of rounds."""
@@ -164,7 +165,10 @@ class RunStore:
             about = store.about()
             if not about:
                 raise StoreError(f"The run in {folder} was ended before it began. Start it again with the same command.")
-            if about["schema"] != str(SCHEMA):
+            found = int(about["schema"])
+            if found < SCHEMA and not reading and reachable(found, SCHEMA):
+                upgrade(store._engine, found, SCHEMA)
+            elif found != SCHEMA:
                 raise StoreError(f"The run in {folder} has schema {about['schema']}, this fedweave reads schema {SCHEMA}.")
         except BaseException:
             store.close()
