@@ -119,9 +119,8 @@ def test_a_served_run_is_looked_at_stopped_and_gone_on_with(tmp_path: Path) -> N
         stopped = load_result(folder)
         assert stopped.status == "interrupted"
         # Gone on with, by the same client, to a later end.
-        started.append(
-            again := fedweave("serve", "--out", "run", "--listen", address, "--insecure", "--linger", "5", cwd=tmp_path)
-        )
+        words = ["serve", "--out", "run", "--listen", address, "--insecure", "--linger", "5"]
+        started.append(again := fedweave(*words, cwd=tmp_path))
         started.append(client := fedweave(*join, cwd=tmp_path))
         while not (folder / "serving.json").exists() or len(load_result(folder).history) <= len(stopped.history):
             assert again.poll() is None, again.communicate()

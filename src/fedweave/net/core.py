@@ -113,6 +113,7 @@ class Core:
 
     def __init__(self, run: Run, notify: Callable[[Change], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self.notify, self.clock = run, notify, clock
+        run.patiently = self._durably
         self.degraded = ""
         self.failed: BaseException | None = None
         self._queue: queue.SimpleQueue[tuple[Wish, Future[Any]] | None] = queue.SimpleQueue()
