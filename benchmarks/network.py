@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A coordinator's process under load, by clients that speak the real protocol: how fast a round is, what a poll waits, and what memory
-it takes.
+"""A coordinator's process under load, by clients that speak the real protocol: how fast a round is, what a poll waits, and what
+memory it takes.
 
     python benchmarks/network.py                   all of it, a few minutes
     python benchmarks/network.py latency           10 clients, a model of 20 values: seconds per round
-    python benchmarks/network.py polls             1,000 clients that wait: from the task's beginning to the poll's answer
+    python benchmarks/network.py polls             1,000 clients that wait for a round: from the first that is told to each
     python benchmarks/network.py updates           1,000 clients, updates of 100 kB: seconds per round
-    python benchmarks/network.py large --mib 1024  3 clients, a large model: seconds, MB/s beside a copy of the file, memory
+    python benchmarks/network.py large --mib 1024  3 clients, a large model: seconds, MiB/s, memory
     python benchmarks/network.py long              10,000 rounds of 10 clients: memory per round, rounds per second
 
-The clients are asyncio tasks of one process, each with a connection of its own. They make no model: they answer at once, with the
-same bytes in every round, so that what is measured is the coordinator.
+The clients are asyncio tasks of one process, each with a connection of its own. They make no model: they answer at once, with
+the same bytes in every round, so that what is measured is the coordinator.
 """
 
 from __future__ import annotations
@@ -164,9 +164,7 @@ class Bench:
 def latency(options: Any) -> None:
     found = Bench(20, 10, 300).run()
     ms = found["rounds"] * 1e3
-    print(
-        f"latency   10 clients, 20 values: median {np.median(ms):.1f} ms a round, 99% {np.percentile(ms, 99):.1f} ms, {len(ms)} rounds"
-    )
+    print(f"latency   10 clients, 20 values: median {np.median(ms):.1f} ms a round, 99% {np.percentile(ms, 99):.1f} ms")
 
 
 def polls(options: Any) -> None:
@@ -175,8 +173,8 @@ def polls(options: Any) -> None:
     at = np.sort(np.array(bench.seen.polls)).reshape(10, -1)
     waits = (at - at[:, :1]).reshape(-1) * 1e3
     print(
-        f"polls     {options.clients} clients that wait: from the first answer of a round to each, median {np.median(waits):.0f} ms, "
-        f"99% {np.percentile(waits, 99):.0f} ms; a round {np.median(found['rounds']):.2f} s; coordinator {bench.peak:.0f} MiB at most"
+        f"polls     {options.clients} clients that wait for a round: median {np.median(waits):.0f} ms, 99% "
+        f"{np.percentile(waits, 99):.0f} ms; {np.median(found['rounds']):.2f} s a round; coordinator {bench.peak:.0f} MiB"
     )
 
 
@@ -184,7 +182,7 @@ def updates(options: Any) -> None:
     bench = Bench(25_000, options.clients, options.rounds)
     found = bench.run()
     print(
-        f"updates   {options.clients} clients x 100 kB: median {np.median(found['rounds']):.2f} s a round, {options.rounds} rounds; "
+        f"updates   {options.clients} clients x 100 kB: median {np.median(found['rounds']):.2f} s a round; "
         f"coordinator {bench.peak:.0f} MiB at most"
     )
 
@@ -200,8 +198,9 @@ def large(options: Any) -> None:
     found = bench.run()
     moved = (bench.seen.bytes_down + bench.seen.bytes_up) / (1 << 20)
     print(
-        f"large     3 clients x {options.mib} MiB: {np.median(found['rounds']):.1f} s a round, {moved / found['seconds']:.0f} MiB/s down and "
-        f"up together (cp with sync: {copied:.0f} MiB/s); coordinator {bench.peak:.0f} MiB at most"
+        f"large     3 clients x {options.mib} MiB: {np.median(found['rounds']):.1f} s a round, "
+        f"{moved / found['seconds']:.0f} MiB/s down and up together (cp with sync: {copied:.0f} MiB/s); "
+        f"coordinator {bench.peak:.0f} MiB at most"
     )
 
 
@@ -213,8 +212,9 @@ def long(options: Any) -> None:
     slope = np.polyfit(rounds[settled], kib[settled] * 1024.0, 1)[0] if settled.sum() > 2 else float("nan")
     ms, last = found["rounds"] * 1e3, len(found["rounds"]) // 10
     print(
-        f"long      {options.long} rounds of 10 clients: {options.long / found['seconds']:.1f} rounds/s; memory {slope:.0f} bytes a round; "
-        f"99% of the last tenth {np.percentile(ms[-last:], 99):.1f} ms, of the first {np.percentile(ms[:last], 99):.1f} ms"
+        f"long      {options.long} rounds of 10 clients: {options.long / found['seconds']:.1f} rounds/s; "
+        f"{slope:.0f} bytes a round; 99% of the last tenth {np.percentile(ms[-last:], 99):.1f} ms, "
+        f"of the first {np.percentile(ms[:last], 99):.1f} ms"
     )
 
 

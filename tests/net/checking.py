@@ -74,6 +74,12 @@ def check(
                 assert (owner, round, verdict) == (client, line["round"], "accepted")
                 assert sent[line["task"]] == {update}, "what the ledger has is not what the client sent"
         assert all(len(ids) == 1 for ids in sent.values()), "a client made two answers to one task"
+        done: set[str] = set()
+        for line in journal(folder):
+            done |= {line["task"]} if line["event"] == "answered" else set()
+            assert line["event"] not in ("taken", "trained") or line["task"] not in done, (
+                "a task was done again after its verdict"
+            )
         assert order == sorted(order), "a client was asked again in a round that was over"
 
     assert sorted(n for n in records if n > 0) == list(range(1, rounds + 1)), "a round is lost"

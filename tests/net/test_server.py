@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,12 +19,15 @@ import pytest
 from checking import check
 from deploying import Pull, configured, expected, joined, line, served
 
-from fedweave.errors import UsageError
+from fedweave.errors import StoreError, UsageError
+from fedweave.net import core
 from fedweave.net.client import Gone
 from fedweave.net.own import Done, OwnWorker
 from fedweave.net.run import Limits
 from fedweave.net.serving import Serving
 from fedweave.simulation import load_result
+from fedweave.store import RunStore
+from fedweave.store.events import EventLog
 from fedweave.wire import Blob, encode
 from fedweave.wire import fedweave_pb2 as pb
 
@@ -307,3 +311,49 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
             path.unlink()
         (tmp_path / "run" / "ledger.sqlite3").write_bytes(saved)
     assert checked()
+
+
+def test_nothing_is_acknowledged_while_the_ledger_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, a database that is down: the coordinator waits, says so, and goes on by itself."""
+    append, checkpoint = EventLog.append, RunStore.checkpoint
+    broken = threading.Event()
+
+    def failing(self: Any, *given: Any) -> None:
+        if broken.is_set():
+            raise StoreError("The ledger cannot be written: disk full.")
+        append(self, *given)
+
+    def failing_too(self: Any, *given: Any) -> None:
+        if broken.is_set():
+            raise StoreError("Cannot write: disk full.")
+        checkpoint(self, *given)
+
+    monkeypatch.setattr(EventLog, "append", failing)
+    monkeypatch.setattr(RunStore, "checkpoint", failing_too)
+    monkeypatch.setattr(core, "PAUSE", 0.05)
+    pulls = [Pull(0, SIZE)]
+    with served(configured(tmp_path, SIZE, 1, 200), tmp_path / "run") as (address, wait):
+        port = json.loads((tmp_path / "run" / "serving.json").read_text())["http"]
+
+        def health() -> int:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        with joined(address, [OwnWorker(pulls[0])], tmp_path / "work"):
+            while len(pulls[0].trained) < 3:
+                time.sleep(0.01)
+            broken.set()
+            while health() == 200:
+                time.sleep(0.01)
+            before = len(pulls[0].trained)
+            for _ in range(20):
+                time.sleep(0.01)
+                assert len(pulls[0].trained) <= before + 1
+            broken.clear()
+        wait()
+        assert pulls[0].trained == list(range(1, 201))
+    examples = {0: pulls[0].examples}
+    check(tmp_path / "run", {0: tmp_path / "work" / "c1"}, 200, examples, lambda who: expected(pulls, 200, who))

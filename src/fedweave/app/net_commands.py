@@ -160,7 +160,7 @@ def join(
     server: Annotated[str, typer.Option(help="The coordinator's host and port.", show_default=False)],
     data: Annotated[str, typer.Option(help="What loads this client's data: package.module:load.", show_default=False)],
     workdir: Annotated[Path, typer.Option(help="For what the client must remember; one for each client.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What this client is called; the host's name unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="What this client is called; the workdir's name unless given.")] = None,
     number: Annotated[int | None, typer.Option(help="Its number, from 1; any that is free unless given.")] = None,
     evaluator: Annotated[bool, typer.Option("--evaluator", help="Measure models on these data; train none.")] = False,
     allow: Annotated[str | None, typer.Option(help="Model or loss of a package that the run may name.")] = None,
@@ -171,14 +171,12 @@ def join(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The log goes into the workdir, not to stderr.")] = False,
 ) -> None:
     """Take part in a run with this machine's data, which never leave it. Only calls out, and comes back whatever happens."""
-    import socket
-
     from fedweave.net.sites import Joining
     from fedweave.net.sites import join as joining
 
     sys.path.insert(0, os.getcwd())
     given = Joining(
-        server, data, workdir, name or socket.gethostname(), number, evaluator, allow, threads, memory, hours, quiet=quiet
+        server, data, workdir, name or workdir.resolve().name, number, evaluator, allow, threads, memory, hours, quiet=quiet
     )
     if not insecure:
         given = _known(given, name)

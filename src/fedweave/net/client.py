@@ -180,7 +180,9 @@ class Session:
             if polled.state == pb.PollReply.OVER:
                 self.log.info("run over", why=polled.message)
                 return str(polled.message)
-            if polled.state == pb.PollReply.TASK:
+            if polled.state == pb.PollReply.TASK and polled.task.id == self.journal.settled:
+                self.line.rest(FIRST)
+            elif polled.state == pb.PollReply.TASK:
                 self._do(polled.task)
 
     def _do(self, task: Any) -> None:

@@ -113,6 +113,7 @@ class Core:
 
     def __init__(self, run: Run, notify: Callable[[Change], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self.notify, self.clock = run, notify, clock
+        run.patiently = self._durably
         self.degraded = ""
         self.failed: BaseException | None = None
         self._queue: queue.SimpleQueue[tuple[Wish, Future[Any]] | None] = queue.SimpleQueue()
@@ -196,6 +197,7 @@ class Core:
             self._durably(lambda: self.run.log.append(entries, answers, members))
             failpoints.reached("ledger.after")
             self.run.members += members
+        told: list[tuple[Future[Any], Any]] = []
         for future, reply, made, answer in replies:
             for entry in made:
                 ignored = self.run.apply(entry)
@@ -203,9 +205,12 @@ class Core:
                     reply = Reply("late", ignored)
                     overruled = Answer(**{**vars(answer), "verdict": "late", "reason": ignored})
                     self._durably(lambda overruled=overruled: self.run.log.overrule(overruled))  # type: ignore[misc]
-            failpoints.reached("applied")
-            future.set_result(reply)
+            told.append((future, reply))
+        failpoints.reached("applied")
+        # Tasks are closed for whoever polls before anybody hears that its answer is in.
         self._tell()
+        for future, reply in told:
+            future.set_result(reply)
         if self.run.ready:
             self._begin()
         desk = self.run.desk

@@ -52,6 +52,8 @@ class Journal:
     Args:
         folder: made if it is not there.
 
+    ``pending`` is the update on which there is no verdict yet, ``settled`` the last task that there is one on.
+
     Raises:
         StoreError: another process has it open, or it cannot be written.
     """
@@ -72,6 +74,7 @@ class Journal:
             ) from None
         self.path = folder / "journal.jsonl"
         self.pending: Made | None = None
+        self.settled = ""
         self._kept: bytes | Path | None = None
         self._count = 0
         whole = 0
@@ -94,7 +97,7 @@ class Journal:
             case "answered" if self.pending is not None and self.pending.task == line["task"]:
                 if line["verdict"] == "accepted" and self.pending.mine is not None:
                     self._kept = self.pending.mine
-                self.pending = None
+                self.pending, self.settled = None, line["task"]
             case "kept":
                 self._kept = self._there(line["mine"], "mine", line["count"])
                 self._count = max(self._count, line["count"])
@@ -146,7 +149,7 @@ class Journal:
         self._write({"event": "answered", "task": made.task, "round": made.round, "verdict": verdict, "reason": reason})
         if verdict == "accepted" and made.mine is not None:
             self._kept = made.mine
-        self.pending = None
+        self.pending, self.settled = None, made.task
         self._tidy()
         if self._file.tell() > LONGEST:
             self._renew()

@@ -85,7 +85,8 @@ def servable(config: Config) -> None:
     for name, value, plain in (("population", config.population, None), ("attack", config.attack, None)):
         if value != plain:
             raise UsageError(f"{name} is {value!r}, which only a simulation has; real clients are as they are.")
-    Terms.of(config)
+    if getattr(Terms.of(config).policy, "late", "drop") == "keep":
+        raise UsageError("late is 'keep', but real clients do not stop in the middle of their training yet; use late='drop'.")
 
 
 def layout_of(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Layout:

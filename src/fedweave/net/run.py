@@ -92,11 +92,14 @@ class Run:
         self.population = int(self.about["clients"])
         self.updates, self.asks = store.folder / "updates", store.folder / "asks"
         self.members = self.log.members()
+        self.patiently: Callable[[Callable[[], Any]], Any] = lambda work: work()
         self.fresh: dict[str, Said] = {}
         self.seq = 0
         self.begun = False
         self.desk: Desk | None = None
-        self.finished = self.about.get("status", "")
+        # One that was told to stop goes on.
+        status = self.about.get("status", "")
+        self.finished = "" if status == "interrupted" else status
         self._at = 0.0
         self._marks: list[int] = []
         self._held: dict[tuple[int, int, bool], int] = {}
@@ -257,7 +260,10 @@ class Run:
     # What is kept --------------------------------------------------------------------------------------------------------
 
     def _published(self, record: Round) -> None:
-        self.store.append(record)
+        try:
+            self.store.append(record)
+        except StoreError:
+            self.patiently(self.store.flush)
         failpoints.reached("round.published")
         if record.number > 0 and self.store.due(self.config.checkpoint_every):
             self._checkpoint(record.number)
@@ -276,14 +282,15 @@ class Run:
     def _checkpoint(self, number: int) -> None:
         assert self.desk is not None
         failpoints.reached("checkpoint.before")
-        self.store.checkpoint(number, self._snapshot(self.desk))
+        snapshot = self._snapshot(self.desk)
+        self.patiently(lambda: self.store.checkpoint(number, snapshot))
         failpoints.reached("checkpoint.after")
         self._marks = [*self._marks, self.seq][-2:]
         waiting = {seq for place, seq in self._held.items() if place in self.desk.said}
         self._held = {place: seq for place, seq in self._held.items() if place in self.desk.said}
         # The one before it is kept too: so are the events that lead on from there.
         oldest = min([self._marks[0], *(seq - 1 for seq in waiting)])
-        self.log.prune(oldest)
+        self.patiently(lambda: self.log.prune(oldest))
         for seq in [seq for seq in self._files if seq <= oldest]:
             self._files.pop(seq).unlink(missing_ok=True)
 
@@ -298,7 +305,8 @@ class Run:
         self._checkpoint(c.round)
         weights = self.layout.unflatten(np.asarray(c.state.weights), np.asarray(c.buffers))
         message, status = desk.ended.message, desk.ended.status
-        self.store.finish(weights, status=status, message=message, config=self.config.model_dump_json())
+        config = self.config.model_dump_json()
+        self.patiently(lambda: self.store.finish(weights, status=status, message=message, config=config))
         failpoints.reached("run.finished")
         self.finished = status
         self.observer(history.RunEnded(status, message))

@@ -146,8 +146,11 @@ class EventLog:
 
     def prune(self, seq: int) -> None:
         """Forget the events up to one, which no checkpoint needs any more; the last stays, for its number."""
-        with self._engine.begin() as connection:
-            connection.execute(_events.delete().where(_events.c.seq <= min(seq, self._last(connection) - 1)))
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(_events.delete().where(_events.c.seq <= min(seq, self._last(connection) - 1)))
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"The ledger cannot be written: {error.orig}.") from None
 
     def answer(self, task: str) -> Answer | None:
         """The verdict on a task, if there is one."""

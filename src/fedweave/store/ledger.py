@@ -36,6 +36,7 @@ from fedweave.history import Round
 from fedweave.store.blobs import Blobs, write_durably
 from fedweave.store.database import FILE, database
 from fedweave.store.events import EventLog
+from fedweave.store.migrations import reachable, upgrade
 
 GROUP = 0.5
 """Seconds between two commits of rounds."""
@@ -164,7 +165,10 @@ class RunStore:
             about = store.about()
             if not about:
                 raise StoreError(f"The run in {folder} was ended before it began. Start it again with the same command.")
-            if about["schema"] != str(SCHEMA):
+            found = int(about["schema"])
+            if found < SCHEMA and not reading and reachable(found, SCHEMA):
+                upgrade(store._engine, found, SCHEMA)
+            elif found != SCHEMA:
                 raise StoreError(f"The run in {folder} has schema {about['schema']}, this fedweave reads schema {SCHEMA}.")
         except BaseException:
             store.close()
@@ -274,13 +278,20 @@ class RunStore:
         """Keep all that is needed to go on after this round, and the rounds up to it. The one before it is kept too."""
         began = time.monotonic()
         self.flush((round, self.blobs.write(arrays)))
-        with self._engine.begin() as connection:
-            rows = connection.execute(_checkpoints.select().order_by(_checkpoints.c.round.desc())).all()
-            kept, old = rows[:2], rows[2:]
-            connection.execute(_checkpoints.delete().where(_checkpoints.c.round.in_([row.round for row in old])))
+        try:
+            kept = self._two()
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"The ledger in {self.folder} cannot be written: {error.orig}.") from None
         self.blobs.keep_only(row.blob for row in kept)
         self._saved = time.monotonic()
         self._saving = self._saved - began
+
+    def _two(self) -> list[Any]:
+        """Forget all checkpoints but the last two."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(_checkpoints.select().order_by(_checkpoints.c.round.desc())).all()
+            connection.execute(_checkpoints.delete().where(_checkpoints.c.round.in_([row.round for row in rows[2:]])))
+        return list(rows[:2])
 
     def finish(self, weights: Mapping[str, npt.NDArray[Any]], **facts: str) -> None:
         """Write ``final.safetensors`` and how the run ended."""
