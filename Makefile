@@ -17,7 +17,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator/*,src/fedweave/policy/*,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all check docs bench bench-peers format clean
+.PHONY: help demo test test-all test-faults check docs bench bench-peers format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
@@ -55,6 +55,14 @@ endef
 docs: $(VENV)/.ready-dev ## Build the documentation into site/ (open site/index.html)
 	@$(BIN)/zensical build --clean --strict
 
+FUZZ_SECONDS ?= 60
+KILLS ?= 200
+SEED ?= 0
+test-faults: $(VENV)/.ready-dev ## kill -9 at KILLS (200) random times and at each durable step; fuzz decoders for FUZZ_SECONDS (60)
+	@FEDWEAVE_KILLS=$(KILLS) FEDWEAVE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/net/test_faults.py
+	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0 2>/dev/null || echo "atheris cannot be installed: going by chance"
+	@$(BIN)/python tests/net/fuzz.py $(FUZZ_SECONDS)
+
 # Short forms, a few minutes together; each script's own defaults take longer and are what the documentation shows.
 BENCHMARKS := overhead.py|--rounds|1000 rounds.py|--passes|2 steps.py|--passes|2 scaling.py|--quick memory.py reductions.py|--quick \
   matching.py|--quick
@@ -70,6 +78,9 @@ bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
+
+proto: $(VENV)/.ready-dev ## Generate the code of the network protocol from its .proto
+	@$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/fedweave/wire/fedweave.proto
 
 clean: ## Remove the environment and everything that was built
 	@rm -rf $(VENV) site dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

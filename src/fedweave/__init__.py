@@ -49,11 +49,15 @@ from fedweave.reduce import (
 
 if TYPE_CHECKING:
     from fedweave import matching
+    from fedweave.net.own import Client, Trained, Turn
     from fedweave.simulation import Result, Round, resume, simulate
 
 __version__ = "0.1.0"
 
-_LATER = dict.fromkeys(("Result", "Round", "resume", "simulate"), "fedweave.simulation")
+_LATER = {
+    **dict.fromkeys(("Result", "Round", "resume", "simulate"), "fedweave.simulation"),
+    **dict.fromkeys(("Client", "Trained", "Turn"), "fedweave.net.own"),
+}
 """Names whose module needs torch: imported when first used, so that ``import fedweave`` stays light."""
 
 
@@ -82,6 +86,7 @@ __all__ = [
     "ByColumn",
     "CentredClipping",
     "Classes",
+    "Client",
     "Cohort",
     "Dirichlet",
     "Ditto",
@@ -117,7 +122,9 @@ __all__ = [
     "Round",
     "Shards",
     "State",
+    "Trained",
     "TrimmedMean",
+    "Turn",
     "Update",
     "Work",
     "WorkerMomentum",

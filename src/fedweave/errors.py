@@ -8,8 +8,8 @@ FedweaveError                  anything below; the command line prints it as one
 │   └── MismatchError          two things that do not fit: model and data, weights and layout
 ├── DataError                  data that could not be fetched or read: checksum, truncation, format
 ├── EngineError                processes that train clients cannot be started, or are lost again and again
-├── StoreError                 a run folder that cannot be written, read or trusted
-└── UpdateRefused              one client's update that may not enter the model
+├── IdentityError              somebody who is not known, or not who they say: token, certificate, signature
+└── StoreError                 a run folder that cannot be written, read or trusted
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class DataError(FedweaveError):
 
 class EngineError(FedweaveError):
     """The processes that train clients cannot be started, or are lost again and again."""
+
+
+class IdentityError(FedweaveError):
+    """Somebody is not known here, or is not who they say they are: token, certificate or signature."""
 
 
 class StoreError(FedweaveError):

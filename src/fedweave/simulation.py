@@ -25,7 +25,8 @@ from fedweave.attacks import Attack
 from fedweave.config import Config, LocalConfig
 from fedweave.contract import Algorithm, Local
 from fedweave.data import Split
-from fedweave.driver import Driver, Observer, Terms
+from fedweave.driver import Driver, Observer
+from fedweave.driver.checks import measured
 from fedweave.driver.profiling import FILE as PROFILE
 from fedweave.driver.profiling import Profile, spelled
 from fedweave.driver.telling import torch_threads
@@ -40,6 +41,7 @@ from fedweave.population import Effort, Source
 from fedweave.result import Result
 from fedweave.sampling import Sampling
 from fedweave.store import RunStore, unpack
+from fedweave.terms import Terms
 
 IN_MEMORY = "in-memory"
 """Stands in a configuration for a Python object that no text can name."""
@@ -154,7 +156,7 @@ def simulate(
             "max_seconds": max_seconds,
             "seed": seed,
             "evaluate_every": evaluate_every,
-            "evaluate": _measured(evaluate, data, algorithm.personalised),
+            "evaluate": measured(evaluate, data, algorithm.personalised),
             "buffers": buffers,
             "policy": policies.spell(terms.policy),
             "sampling": samplings.spell(terms.sampling),
@@ -332,15 +334,6 @@ def _spelled_data(split: Split) -> dict[str, Any]:
         "split_seed": spec["seed"],
         "holdout": spec.get("holdout", 0.0),
     }
-
-
-def _measured(evaluate: str, split: Split, personal: bool) -> str:
-    if evaluate not in ("auto", "central", "clients", "both"):
-        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
-    central = split.x_test is not None and len(split.x_test) > 0
-    if not central and evaluate in ("central", "both"):
-        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
-    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
 
 
 def _read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -35,7 +35,25 @@ SURFACE = {
     "data list": [],
     "data describe": SPLIT,
     "data plot": [*SPLIT, "--out"],
-}
+    "prepare": ["--classes", "--out", "--shape", "CONFIG.toml"],
+    "serve": [
+        "--enrol-listen", "--evaluator", "--events", "--hosts", "--http", "--insecure", "--ledger", "--linger", "--listen",
+        "--out", "--pki", "--round-seconds", "--silent-seconds", "[CONFIG.toml]",
+    ],
+    "join": [
+        "--allow", "--data", "--evaluator", "--hours", "--insecure", "--memory", "--name", "--number", "--quiet", "--server",
+        "--threads", "--workdir", "-q",
+    ],
+    "up": [*SHARED, "--json", "--out", "--quiet", "-q", "[CONFIG.toml]"],
+    "status": ["--json", "DIR"],
+    "logs": ["--follow", "--json", "-f", "DIR"],
+    "stop": ["--now", "DIR"],
+    "pki init": ["--days", "--json", "--pki"],
+    "pki token": ["--json", "--out", "--pki", "--ttl", "CLIENT"],
+    "pki enrol": ["--json", "--pki", "--server", "--token-file", "--workdir"],
+    "pki revoke": ["--json", "--pki", "CLIENT"],
+    "pki list": ["--json", "--pki"],
+}  # fmt: skip
 
 
 def commands(group: Any, prefix: str = "") -> dict[str, list[str]]:
@@ -58,9 +76,12 @@ def test_commands_and_options_are_frozen() -> None:
     assert commands(typer.main.get_command(app)) == {name: sorted(words) for name, words in SURFACE.items()}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["compare", "--help"], ["data", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["run", "--help"], ["compare", "--help"], ["data", "--help"], ["pki", "enrol", "--help"], ["--version"]],
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
-    heavy = "torch", "sklearn", "plotly", "pandas", "pyarrow", "sqlalchemy"
+    heavy = "torch", "sklearn", "plotly", "pandas", "pyarrow", "sqlalchemy", "grpc", "cryptography"
     code = (
         "import sys\nfrom fedweave.app.cli import app\n"
         f"try:\n    app({words!r})\nexcept SystemExit as end:\n    code = end.code\n"
@@ -71,7 +92,7 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert "Usage" in done.stdout or "fedweave" in done.stdout
 
 
-@pytest.mark.parametrize("group", [[], ["runs"], ["data"]])
+@pytest.mark.parametrize("group", [[], ["runs"], ["data"], ["pki"]])
 def test_a_group_alone_prints_its_help(cli: Any, group: list[str]) -> None:
     result = cli(*group)
     assert "Commands" in result.output

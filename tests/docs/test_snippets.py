@@ -46,9 +46,10 @@ def test_python_snippet_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_shell_snippet_runs(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bin"
     folder.mkdir()
-    command = folder / "fedweave"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{ENTRY}" "$@"\n')
-    command.chmod(0o755)
+    for name, words in (("fedweave", f'"{sys.executable}" -c "{ENTRY}"'), ("python", f'"{sys.executable}"')):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        command.chmod(0o755)
     import fedweave
 
     environment = {

@@ -16,10 +16,10 @@ import fedweave as fw
 
 NAMES = set(
     """
-    Algorithm algorithms APFL Arrays Ask attacks Bucketing Bulyan ByColumn CentredClipping Classes Cohort data Dirichlet
+    Algorithm algorithms APFL Arrays Ask attacks Bucketing Bulyan ByColumn CentredClipping Classes Client Cohort data Dirichlet
     Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedDyn FedMA FedNova FedPer FedProx FedRep FedSGD FedweaveError FedYogi
     matching GeometricMedian IID Krum Local LogNormal Mean Median Mime MimeLite MultiKrum NNM NormClipping population Population
-    PowerLaw QFedAvg Reduction Result resume Round sampling SCAFFOLD Shards simulate State TrimmedMean Update Work
+    PowerLaw QFedAvg Reduction Result resume Round sampling SCAFFOLD Shards simulate State Trained TrimmedMean Turn Update Work
     WorkerMomentum
     """.split()
 )

@@ -39,8 +39,14 @@ def _begin(weights: Array, tau: float, initial_accumulator: float | None) -> Sta
 
 
 def _onward(state: State, first: Array, second: Array, rate: float, tau: float) -> State:
-    weights = state.weights + rate * first / (array_namespace(second).sqrt(second) + tau)
+    weights = state.weights + rate * first / (_root(second) + tau)
     return state.replace(weights=weights, first=first, second=second)
+
+
+def _root(values: Array) -> Array:
+    """The square root, rounded as IEEE 754 says, which torch's own is not everywhere: a simulation and a server agree."""
+    xp = array_namespace(values)
+    return xp.astype(xp.sqrt(xp.astype(values, xp.float64)), values.dtype)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedweave.app import net_commands
 from fedweave.app.data_commands import data_app
+from fedweave.app.pki_commands import pki_app
 from fedweave.app.runs_commands import runs_app
 from fedweave.app.settings import FLAGS, with_flags
 from fedweave.app.shell import Folder, Guarded, Json, Quiet, Sets, existing, fail
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
+app.add_typer(pki_app, name="pki")
 
 
 def _version(wanted: bool) -> None:
@@ -350,6 +353,9 @@ def models() -> None:
     from fedweave.app.catalogue import model_table
 
     typer.echo(model_table())
+
+
+net_commands.register(app)
 
 
 def main() -> None:

@@ -2,6 +2,5 @@
 """One simulated run: carries out what the coordinator decides, with an engine, a clock and the store."""
 
 from fedweave.driver.run import Driver, Observer
-from fedweave.driver.terms import Terms
 
-__all__ = ["Driver", "Observer", "Terms"]
+__all__ = ["Driver", "Observer"]

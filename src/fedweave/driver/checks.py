@@ -10,6 +10,7 @@ import numpy as np
 from fedweave.attacks import Attack
 from fedweave.config import Config
 from fedweave.contract import Algorithm
+from fedweave.data import Split
 from fedweave.engines.workers import possible
 from fedweave.errors import UnknownName, UsageError
 from fedweave.history import Target
@@ -58,6 +59,16 @@ def accounted_for(algorithm: Algorithm, attack: Attack | None, config: Config, b
         raise UsageError(f"{name}'s updates are not changes of one vector, so the attack {config.attack} cannot forge them.")
     if buffers and config.buffers != "mean":
         raise UsageError(f"buffers is {config.buffers!r}, but {name} averages the model's buffers itself: leave it at 'mean'.")
+
+
+def measured(evaluate: str, split: Split, personal: bool) -> str:
+    """What is evaluated, with ``"auto"`` decided."""
+    if evaluate not in ("auto", "central", "clients", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}; it must be 'auto', 'central', 'clients' or 'both'.")
+    central = split.x_test is not None and len(split.x_test) > 0
+    if not central and evaluate in ("central", "both"):
+        raise UsageError(f"evaluate is {evaluate!r}, but the data {split.name} has no test set; choose 'clients'.")
+    return evaluate if evaluate != "auto" else "clients" if not central else "both" if personal else "central"
 
 
 def known_target(target: Target, measures: list[str], evaluate: str) -> None:

@@ -43,7 +43,6 @@ from fedweave.driver.carrying import Direct, Site, Virtual
 from fedweave.driver.errands import Aside
 from fedweave.driver.seeing import Seeing
 from fedweave.driver.telling import as_arrays, circumstances, torch_threads
-from fedweave.driver.terms import Terms
 from fedweave.driver.tuning import tuned
 from fedweave.driver.world import World
 from fedweave.engines import Engine, Setup, Work
@@ -59,6 +58,7 @@ from fedweave.randomness import derive
 from fedweave.reduce.parallel import cores
 from fedweave.result import Result
 from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
+from fedweave.terms import Terms
 
 Observer = Callable[[events.Event], None]
 

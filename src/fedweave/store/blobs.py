@@ -17,12 +17,17 @@ import safetensors.numpy
 from fedweave.errors import StoreError
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all: write aside, fsync, rename, fsync the folder."""
+def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a file so that after a crash it is there whole or not at all: write aside, fsync, rename, fsync the folder.
+
+    ``mode`` is the file's from its first byte on; None: as the process makes files.
+    """
     try:
         aside = path.parent / f".writing-{os.getpid()}-{path.name}"
         try:
             with aside.open("wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

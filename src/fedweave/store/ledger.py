@@ -34,6 +34,9 @@ from fedweave.diagnosis import Observed
 from fedweave.errors import StoreError
 from fedweave.history import Round
 from fedweave.store.blobs import Blobs, write_durably
+from fedweave.store.database import FILE, database
+from fedweave.store.events import EventLog
+from fedweave.store.migrations import reachable, upgrade
 
 GROUP = 0.5
 """Seconds between two commits of rounds."""
@@ -77,12 +80,13 @@ class RunStore:
     Args:
         folder: made if it is not there.
         reading: nothing will be written, so that it does not matter whether the run is in progress.
+        url: of the database that holds the ledger, if it is not SQLite in the folder.
 
     Raises:
         StoreError: the folder cannot be written, or another process has the run open.
     """
 
-    def __init__(self, folder: Path, reading: bool = False) -> None:
+    def __init__(self, folder: Path, reading: bool = False, url: str | None = None) -> None:
         self.folder = folder
         self._lock: IO[str] | None = None
         if not reading:
@@ -97,8 +101,7 @@ class RunStore:
                 self._lock.close()
                 raise StoreError(f"The run in {folder} is open in another process. Wait for it, or end it, first.") from None
         self.blobs = Blobs(folder / "blobs")
-        self._engine = sa.create_engine(f"sqlite:///{folder / 'ledger.sqlite3'}")
-        sa.event.listen(self._engine, "connect", _careful)
+        self._engine = database(folder, url)
         self._waiting: list[Round] = []
         self._seen: list[Observed] = []
         self._lines: IO[str] | None = None
@@ -106,16 +109,21 @@ class RunStore:
         self._saved = time.monotonic()
         self._saving = 0.0
 
+    @property
+    def events(self) -> EventLog:
+        """What a deployed run is told, in the same database."""
+        return EventLog(self._engine)
+
     # Beginning and coming back -------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, folder: Path) -> RunStore:
+    def create(cls, folder: Path, url: str | None = None) -> RunStore:
         """The folder for a new run; ``begin`` makes it one.
 
         Raises:
             StoreError: it holds a run already, or cannot be written.
         """
-        store = cls(folder)
+        store = cls(folder, url=url)
         try:
             if store.about():
                 raise StoreError(
@@ -142,22 +150,25 @@ class RunStore:
         self._rewrite([])
 
     @classmethod
-    def open(cls, folder: Path, reading: bool = False) -> RunStore:
+    def open(cls, folder: Path, reading: bool = False, url: str | None = None) -> RunStore:
         """A run that exists.
 
         Raises:
             StoreError: there is none, or it was made by another version.
         """
-        if not (folder / "ledger.sqlite3").is_file():
+        if url is None and not (folder / FILE).is_file():
             raise StoreError(
                 f"{folder} holds no run: there is no ledger.sqlite3 in it. Give a folder made by fedweave run --out."
             )
-        store = cls(folder, reading)
+        store = cls(folder, reading, url)
         try:
             about = store.about()
             if not about:
                 raise StoreError(f"The run in {folder} was ended before it began. Start it again with the same command.")
-            if about["schema"] != str(SCHEMA):
+            found = int(about["schema"])
+            if found < SCHEMA and not reading and reachable(found, SCHEMA):
+                upgrade(store._engine, found, SCHEMA)
+            elif found != SCHEMA:
                 raise StoreError(f"The run in {folder} has schema {about['schema']}, this fedweave reads schema {SCHEMA}.")
         except BaseException:
             store.close()
@@ -173,7 +184,7 @@ class RunStore:
                 return {row.key: row.value for row in connection.execute(_about.select())}
         except sa.exc.DBAPIError as error:
             raise StoreError(
-                f"The ledger {self.folder / 'ledger.sqlite3'} cannot be read: {error.orig}. It is no ledger, or it is damaged."
+                f"The ledger of {self.folder} cannot be read: {error.orig}. It is no ledger, or it is damaged."
             ) from None
 
     def config(self) -> Config:
@@ -267,13 +278,20 @@ class RunStore:
         """Keep all that is needed to go on after this round, and the rounds up to it. The one before it is kept too."""
         began = time.monotonic()
         self.flush((round, self.blobs.write(arrays)))
-        with self._engine.begin() as connection:
-            rows = connection.execute(_checkpoints.select().order_by(_checkpoints.c.round.desc())).all()
-            kept, old = rows[:2], rows[2:]
-            connection.execute(_checkpoints.delete().where(_checkpoints.c.round.in_([row.round for row in old])))
+        try:
+            kept = self._two()
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"The ledger in {self.folder} cannot be written: {error.orig}.") from None
         self.blobs.keep_only(row.blob for row in kept)
         self._saved = time.monotonic()
         self._saving = self._saved - began
+
+    def _two(self) -> list[Any]:
+        """Forget all checkpoints but the last two."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(_checkpoints.select().order_by(_checkpoints.c.round.desc())).all()
+            connection.execute(_checkpoints.delete().where(_checkpoints.c.round.in_([row.round for row in rows[2:]])))
+        return list(rows[:2])
 
     def finish(self, weights: Mapping[str, npt.NDArray[Any]], **facts: str) -> None:
         """Write ``final.safetensors`` and how the run ended."""
@@ -298,12 +316,6 @@ class RunStore:
         lines = "".join(json.dumps(record.plain()) + "\n" for record in records)
         self.write("rounds.jsonl", lines.encode())
         self._lines = (self.folder / "rounds.jsonl").open("a", encoding="utf-8")
-
-
-def _careful(connection: Any, _: Any) -> None:
-    # In WAL mode only synchronous=FULL makes a commit outlive a power loss.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-        connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _row(record: Round) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run must be to be served, and a client to take part; a new run made of a configuration and initial weights."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedweave.algorithms import algorithm as named_algorithm
+from fedweave.config import Config
+from fedweave.contract import Algorithm
+from fedweave.errors import DataError, UsageError
+from fedweave.layout import Layout
+from fedweave.policy import cohort_size
+from fedweave.store import RunStore, Snapshot, pack
+from fedweave.terms import Terms
+from fedweave.values import Arrays
+from fedweave.wire import read
+
+FACTS = ("split", "model", "classes", "shape", "versions")
+"""What the file of initial weights may say of where they come from."""
+
+
+def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> RunStore:
+    """A new run in a folder, from its configuration and its initial weights.
+
+    Raises:
+        UsageError, StoreError: something cannot be served; why.
+    """
+    servable(config)
+    try:
+        content = read(initial)
+    except (OSError, DataError) as error:
+        raise UsageError(f"The initial weights {initial} cannot be read: {error}.") from None
+    layout, clients = layout_of(content.arrays, content.metadata), config.clients
+    if clients is None:
+        raise UsageError("clients is not given; say how many clients the run has, e.g. clients = 4.")
+    algorithm = named_algorithm(config.algorithm).bind(layout)
+    if algorithm.prepares or algorithm.wires:
+        raise UsageError(
+            f"{config.algorithm} prepares each client's training from the model's layers, and cannot be served yet."
+        )
+    algorithm.check(config.local.value(), cohort_size(config.cohort, clients))
+    weights, buffers = layout.flatten(content.arrays)
+    if not np.isfinite(weights).all():
+        raise UsageError("The initial weights are not all finite.")
+    about = {
+        "split": "",
+        "model": config.model,
+        "versions": f"Python {sys.version.split()[0]}, NumPy {np.__version__}",
+        **{key: content.metadata[key] for key in FACTS if key in content.metadata},
+        "layout": layout.fingerprint,
+        "slots": layout.spell(),
+        "clients": str(clients),
+        "run": secrets.token_hex(16),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    store = RunStore.create(out, url)
+    try:
+        shutil.rmtree(out / "updates", ignore_errors=True)
+        kept = config.model_copy(update={"initial": "initial.safetensors"})
+        store.write("initial.safetensors", initial.read_bytes())
+        store.events.create()
+        start = Snapshot(algorithm.init(weights), buffers, Arrays(seq=0, at=0.0), {})
+        store.begin(kept, about, pack(start))
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def servable(config: Config) -> None:
+    """See that nothing is asked for that only a simulation has.
+
+    Raises:
+        UsageError: something is.
+    """
+    for name, value, plain in (("population", config.population, None), ("attack", config.attack, None)):
+        if value != plain:
+            raise UsageError(f"{name} is {value!r}, which only a simulation has; real clients are as they are.")
+    if getattr(Terms.of(config).policy, "late", "drop") == "keep":
+        raise UsageError("late is 'keep', but real clients do not stop in the middle of their training yet; use late='drop'.")
+
+
+def layout_of(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Layout:
+    """The layout that a file of initial weights names; one that names none has its arrays in their order, all parameters."""
+    if "layout" in metadata:
+        return Layout.parse(metadata["layout"])
+    return Layout.of((name, array.shape, str(array.dtype)) for name, array in arrays.items())
+
+
+def needs_steps(algorithm: Algorithm) -> str | None:
+    """Why a client that trains its own way cannot take part; None if it can."""
+    kind, name = type(algorithm), type(algorithm).__name__
+    for hook, does in (
+        ("correct", "corrects every local step"), ("direction", "makes every local step itself"),
+        ("start", "says where local training starts"), ("prepare", "changes how clients train"),
+    ):  # fmt: skip
+        if getattr(kind, hook) is not getattr(Algorithm, hook):
+            return f"{name} {does}, which a client that trains its own way cannot do; choose fedavg or fedadam, say"
+    if algorithm.surveys or algorithm.needs or algorithm.keeps_buffers or algorithm.personalised:
+        return f"{name} asks clients for more than their trained weights, which one that trains its own way does not have"
+    return None
