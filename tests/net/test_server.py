@@ -367,7 +367,7 @@ def test_postgresql_connections_killed_while_it_commits(tmp_path: Path, postgres
     stop, killed = threading.Event(), []
 
     def kill() -> None:
-        others = "select count(pg_terminate_backend(pid)) from pg_stat_activity where pid <> pg_backend_pid() and datname is not null"
+        others = "select count(pg_terminate_backend(pid)) from pg_stat_activity where pid <> pg_backend_pid()"
         with psycopg.connect(postgresql, autocommit=True) as connection:
             while not stop.wait(0.02):
                 killed.append(connection.execute(others).fetchone()[0])  # type: ignore[index]
