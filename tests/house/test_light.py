@@ -39,6 +39,17 @@ def test_import_leaves_heavy_libraries_alone(statement: str) -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_identity_needs_neither_torch_nor_grpc() -> None:
+    """Certificates are made, and updates and headers judged, where neither is installed."""
+    names = "admission", "identifiers", "identity", "pki", "redaction", "signing"
+    statement = (
+        f"import {', '.join(f'fedweave.net.{name}' for name in names)}, fedweave.wire.headers, fedweave.app.pki_commands"
+    )
+    loaded = _after(statement)
+    assert "fedweave" in loaded
+    assert not loaded & {"torch", "grpc", "structlog", "google"}
+
+
 def test_the_check_sees_a_heavy_import() -> None:
     assert "torch" in _after("import fedweave; fedweave.simulate")
 

@@ -220,6 +220,25 @@ def test_a_client_renews_over_its_own_connection(open_run: Any) -> None:
     assert line(address, new).call("Join", pb.JoinRequest(examples=10, own_training=True)).number == 1
 
 
+def test_a_client_that_joins_renews_when_a_third_is_left(open_run: Any, tmp_path: Path) -> None:
+    from fedweave.app.net_commands import _known
+    from fedweave.net.sites import Joining
+
+    site, address, _ = open_run
+    for name, days, renewed in (("short", 0.4, True), ("long", 90.0, False)):
+        folder = tmp_path / name
+        own = enrol(folder, site.authority.token(name), lambda csr, token, d=days: site.authority.enrol(csr, token, days=d))
+        known = _known(Joining(address, "x:y", folder, "somebody"), None)
+        assert known.name == name
+        assert (Identity.load(folder).certificate != own.certificate) == renewed
+    # A coordinator that does not answer is no reason not to go on with what there is.
+    folder = tmp_path / "alone"
+    own = enrol(folder, site.authority.token("alone"), lambda csr, token: site.authority.enrol(csr, token, days=0.4))
+    site.authority.revoke("alone")
+    assert _known(Joining(address, "x:y", folder, "somebody"), None).name == "alone"
+    assert Identity.load(folder).certificate == own.certificate
+
+
 def test_a_declaration_that_is_none_is_refused_at_the_door(open_run: Any) -> None:
     site, address, _ = open_run
     for examples in (0, 2**50):

@@ -137,15 +137,21 @@ def _gate(pki: Path | None, hosts: str | None, enrol_listen: str | None, listen:
 
 
 def _known(given: Joining, name: str | None) -> Joining:
-    """A client with the identity in its workdir."""
+    """A client with the identity in its workdir, which is renewed if it is time."""
+    from contextlib import suppress
     from dataclasses import replace
+    from datetime import UTC, datetime
 
-    from fedweave.net.certified import Seal, channel
-    from fedweave.net.identity import Identity
+    from fedweave.errors import IdentityError
+    from fedweave.net.certified import Seal, channel, renewing
+    from fedweave.net.identity import Identity, renew
 
     own = Identity.load(given.workdir)
     if name not in (None, own.client):
         raise UsageError(f"--name is {name}, but the certificate in {given.workdir} is of {own.client}. Leave --name out.")
+    if own.due(datetime.now(UTC)):
+        with suppress(IdentityError):  # what it has is good for a while
+            own = renew(given.workdir, renewing(given.workdir, given.server))
     seal = Seal(own)
     return replace(given, name=own.client, channel=lambda server: channel(own, server), sign=seal, refused=seal.refused)
 
