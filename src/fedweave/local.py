@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedweave.contract import Algorithm, Arrays, Ask, Local, Progress, Setting, Update, Work
 from fedweave.errors import UsageError
-from fedweave.models import IGNORED, Model
+from fedweave.models import IGNORED, Model, drawing
 from fedweave.randomness import derive, stream
 
 GATHERED = 1 << 25
@@ -76,7 +76,7 @@ def gathered(
     size = 0
 
     def flush() -> Iterator[tuple[Tensor, Tensor]]:
-        where = torch.from_numpy(indices[np.concatenate(pending)])
+        where = torch.from_numpy(indices[np.concatenate(pending)]).to(x.device)
         xs, ys = x.index_select(0, where), y.index_select(0, where)
         lengths = [len(batch) for batch in pending]
         yield from zip(torch.split(xs, lengths), torch.split(ys, lengths), strict=True)
@@ -115,6 +115,7 @@ class Trainer:
         self, ask: Ask, buffers: Tensor, mine: Arrays | None, indices: npt.NDArray[Any], turn: Turn
     ) -> tuple[Update, Arrays | None]:
         """A client's part in the first conversation of a round: the gradient over all of its data at the weights it is sent."""
+        drawing(self.x.device).manual_seed(derive(turn.seed, "survey", turn.round, turn.client))
         self.model.load(ask.weights, buffers)
         gradient = self._measured(self.model, {"start_gradient"}, np.asarray(indices, np.int64), turn)["start_gradient"]
         return self.algorithm.survey(Work(examples=len(indices), start_gradient=gradient), ask, mine)
@@ -139,7 +140,7 @@ class Trainer:
         indices = np.asarray(indices, np.int64)
         # Dropout and the like draw from torch's global stream: it is addressed like every other draw. (torch.manual_seed would
         # also queue seeds for accelerators, with a stack trace each: half a millisecond.)
-        torch.default_generator.manual_seed(derive(turn.seed, "local training", turn.round, turn.client))
+        drawing(self.x.device).manual_seed(derive(turn.seed, "local training", turn.round, turn.client))
         start = None
         if algorithm.prepares:
             given = Setting(local, lambda: self.fresh(turn.client), buffers, mine=mine)
@@ -151,9 +152,9 @@ class Trainer:
         if start is None:
             model.load(ask.weights, buffers)
         measured = self._measured(model, algorithm.needs, indices, turn) if algorithm.needs else {}
-        steps, total, delta = 0, torch.zeros(()), torch.zeros_like(model.flat)
+        steps, total, delta = 0, torch.zeros((), device=self.x.device), torch.zeros_like(model.flat)
         if algorithm.trains:
-            begin = algorithm.start(ask, mine) if start is None else start
+            begin = algorithm.start(ask, mine) if start is None else start.to(model.flat.device)
             if measured or begin is not ask.get("weights"):
                 model.load(begin if begin.shape == model.flat.shape else ask.weights, buffers)
             run = lambda: self._train(model, begin, ask, mine, indices, turn, local, lr, frozen)  # noqa: E731
@@ -174,7 +175,7 @@ class Trainer:
         if "class_counts" in needs:
             found["class_counts"] = self.class_counts(indices)
         if len(indices) and needs & {"start_loss", "start_gradient"}:
-            where = torch.from_numpy(indices)
+            where = torch.from_numpy(indices).to(self.x.device)
             x, y = self.x.index_select(0, where), self.y.index_select(0, where)
             if "start_gradient" in needs:
                 loss, found["start_gradient"] = self._stepping(turn, lambda: model.gradient(x, y))
@@ -187,7 +188,7 @@ class Trainer:
         """How many labels of each class these examples have [C]; None if labels are not classes."""
         if self.y.dtype.is_floating_point:
             return None
-        labels = self.y.index_select(0, torch.from_numpy(indices)).reshape(-1)
+        labels = self.y.index_select(0, torch.from_numpy(indices).to(self.y.device)).reshape(-1)
         return torch.bincount(labels[labels != IGNORED]).to(self.model.flat.dtype)
 
     def _stepping(self, turn: Turn, what: Any) -> Any:
@@ -217,8 +218,8 @@ class Trainer:
         algorithm = self.algorithm
         ours = not self.directs and start.shape == model.flat.shape
         y = model.flat if ours else start.clone()
-        plain = ours and not (self.corrects or local.momentum or local.clip_norm is not None or local.optimizer != "sgd")
-        total, steps, of = torch.zeros(()), 0, local.steps_for(len(indices))
+        plain = ours and not self.corrects and plain_sgd(local)
+        total, steps, of = torch.zeros((), device=self.x.device), 0, local.steps_for(len(indices))
         per_epoch = 1 if local.batch_size is None else math.ceil(len(indices) / local.batch_size)
         direction = rule(local, y)
         batch = _Batch(model, once=not self.directs)
@@ -228,7 +229,7 @@ class Trainer:
             if loss is None:
                 batch.take(inputs, targets)
                 towards = algorithm.direction(y, batch, ask, mine, Progress(steps, of, per_epoch))
-                loss = batch.loss if batch.loss is not None else torch.zeros(())
+                loss = batch.loss if batch.loss is not None else torch.zeros_like(total)
                 if local.clip_norm is not None:
                     towards = _clipped(towards, local.clip_norm, len(model.flat))
                 if local.weight_decay:
@@ -253,7 +254,7 @@ class _Batch:
         self.inputs, self.targets = inputs, targets
         self.loss: Tensor | None = None
         if not self.once:
-            self.random = torch.get_rng_state()
+            self.random = drawing(inputs.device).get_state()
 
     def __call__(self, weights: Tensor) -> Tensor:
         model = self.model
@@ -262,7 +263,7 @@ class _Batch:
         if self.loss is None:
             self.loss, gradient = model.gradient(self.inputs, self.targets, self.out)
             return gradient
-        torch.set_rng_state(self.random)
+        drawing(self.inputs.device).set_state(self.random)
         statistics = model.statistics()
         _, gradient = model.gradient(self.inputs, self.targets)
         model.load(model.flat, statistics)
@@ -271,7 +272,8 @@ class _Batch:
 
 def _moving(model: Model, frozen: Set[str]) -> Tensor:
     """1 where a parameter may move, 0 where it is frozen [P]."""
-    return torch.cat([torch.full((slot.size,), float(slot.name not in frozen)) for slot in model.layout.parameters])
+    slots, device = model.layout.parameters, model.flat.device
+    return torch.cat([torch.full((slot.size,), float(slot.name not in frozen), device=device) for slot in slots])
 
 
 def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:
@@ -279,6 +281,11 @@ def _clipped(towards: Tensor, most: float, parameters: int) -> Tensor:
     parts = towards.view(-1, parameters) if len(towards) % parameters == 0 else towards.view(1, -1)
     norms = torch.linalg.vector_norm(parts, dim=1, keepdim=True)
     return (parts * torch.clamp(most / (norms + 1e-6), max=1.0)).view(-1)
+
+
+def plain_sgd(local: Local) -> bool:
+    """Whether a step is -lr times the gradient and the weight decay, and nothing else."""
+    return not local.momentum and local.clip_norm is None and local.optimizer == "sgd"
 
 
 def rule(local: Local, y: Tensor) -> _Adam | _Momentum:

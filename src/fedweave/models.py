@@ -98,7 +98,7 @@ class Model:
     """A module whose parameters are views of ``flat`` [P] and whose floating buffers are views of ``stats`` [B].
 
     Args:
-        module: taken over; its tensors are moved into the flat vectors.
+        module: taken over; its tensors are moved into the flat vectors, which are on its device.
         loss: (output, y) -> mean loss over the batch; cross-entropy over dimension 1 unless given.
         metrics: name -> (output, y) -> value per example [N], measured in evaluation; accuracy with cross-entropy.
     """
@@ -112,8 +112,9 @@ class Model:
         buffers = [(name, p) for name, p in module.named_parameters() if not p.requires_grad] + list(module.named_buffers())
         self.layout = Layout.of(_described(parameters), _described(buffers))
         dtype = getattr(torch, self.layout.dtype)
-        self.flat = torch.empty(self.layout.size, dtype=dtype)
-        self.stats = torch.empty(self.layout.buffer_size, dtype=dtype)
+        device = next((held.device for _, held in parameters + buffers), torch.device("cpu"))
+        self.flat = torch.empty(self.layout.size, dtype=dtype, device=device)
+        self.stats = torch.empty(self.layout.buffer_size, dtype=dtype, device=device)
         self.tensors: list[Tensor] = []
         self._whole: list[tuple[Tensor, slice]] = []
         self.chain = chain.read(module, loss)
@@ -245,7 +246,7 @@ class Model:
             loss, parts = self.gradients(x, y)
             return loss, self._flat(parts)
         count = (y != IGNORED).sum()
-        total, gradient = torch.zeros(()), torch.zeros_like(self.flat)
+        total, gradient = torch.zeros((), device=x.device), torch.zeros_like(self.flat)
         for start in range(0, len(x), self.part):
             output = self._outputs_of(x[start : start + self.part])
             loss = F.cross_entropy(output, y[start : start + self.part], reduction="sum") / count
@@ -296,7 +297,7 @@ class Model:
                 values |= {name: metric(output, truth).sum() for name, metric in self.metrics.items()}
                 count += size
                 for name, value in values.items():
-                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=x.device)) + value
         finally:
             self.module.train()
         return {name: float(value) / count for name, value in sums.items()} if count else {}
@@ -332,6 +333,14 @@ class Model:
 
 def _described(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, tuple[int, ...], str]]:
     return [(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors]
+
+
+def drawing(device: torch.device) -> torch.Generator:
+    """What layers such as dropout draw from on a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    found: torch.Generator = torch.cuda.default_generators[device.index or 0]
+    return found
 
 
 def flatten(parts: Iterable[Tensor]) -> Tensor:

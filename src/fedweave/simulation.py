@@ -114,8 +114,9 @@ def simulate(
         attack: what bad clients send, e.g. ``"ipm(epsilon=0.1)"`` (see ``fedweave.attacks``); for testing robust reductions.
         byzantine: how many clients are bad: a count, or a fraction of all (float); drawn from the seed.
         diagnostics: note of each update, in ``out``, what ``fedweave diagnose`` reads; changes no result.
-        engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"ray"`` for a Ray cluster; or
-            ``"auto"`` to have it chosen by rules.
+        engine: ``"eager"``, one client after another; ``"vectorized"``, many at once; ``"compiled"``, that by torch.compile;
+            ``"cuda"``, on a GPU; ``"ray"`` for a Ray cluster; ``"measure"``, what is fastest when tried; or ``"auto"`` to have
+            it chosen by rules.
         workers: processes that train; as many as are worth it unless given. Their number changes no bit of a result.
         threads: torch's threads; chosen from the model unless given. Their number can change the last bit of a result.
         checkpoint_every: seconds between checkpoints.

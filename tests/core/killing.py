@@ -2,7 +2,7 @@
 """Runs that are killed at random moments and resumed, again and again. A program of its own: it forks, so that a run starts in
 milliseconds, and must not carry the threads of a test process.
 
-    python killing.py FOLDER KILLS SEED
+    python killing.py FOLDER KILLS SEED [synchronous | asynchronous]
 
 Prints one JSON object: the hash of the undisturbed run, the number of kills, and for each disturbed run its final hash,
 the hash of every round in rounds.jsonl, and how often it was killed.
@@ -43,6 +43,18 @@ class Counting(fw.FedAvg):
         return fw.State(weights=state.weights + aggregate.delta, turns=state.turns + cohort.size)
 
 
+POLICIES = {
+    "synchronous": {},
+    "asynchronous": {
+        "policy": "fedbuff(buffer=4, concurrency=9, max_staleness=5)",
+        "population": "population(speed=lognormal(median=50, sigma=1.0), dropout=0.1, garbage=0.05)",
+        "sampling": "oort",
+        "engine": "vectorized",
+    },
+}
+KIND = sys.argv[4] if len(sys.argv) > 4 else "synchronous"
+
+
 def begin(folder: Path, every: float) -> fw.Result:
     split = fw.data.partition(fw.data.load("digits"), fw.Dirichlet(alpha=0.5), clients=20, seed=1)
     return fw.simulate(
@@ -56,6 +68,7 @@ def begin(folder: Path, every: float) -> fw.Result:
         out=folder,
         checkpoint_every=every,
         threads=1,
+        **POLICIES[KIND],
     )
 
 

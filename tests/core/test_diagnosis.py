@@ -27,7 +27,7 @@ PLANTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a client that sends the others' opposite": ("bad clients", {"attack": "sign-flip", "byzantine": 1}),
     "a client with wrong labels": ("bad clients", {"attack": "label-flip", "byzantine": 1}),
     "a client that sends noise": ("bad clients", {"attack": "gaussian(sigma=0.2)", "byzantine": 1}),
-    "too large a learning rate": ("too large a learning rate", {"lr": 1.0}),
+    "too large a learning rate": ("too large a learning rate", {"lr": 3.0}),
     "far too large a learning rate": ("too large a learning rate", {"lr": 10.0}),
     "unequal steps": ("unequal steps", {"effort": "uniform(low=1, high=20)", "rounds": 10}),
 }
@@ -77,9 +77,9 @@ def test_a_planted_pathology_is_named_and_nothing_else(tmp_path: Path, planted: 
     verdict = found.findings[0]
     assert verdict.remedy
     if right == "bad clients":
-        from fedweave.driver import _byzantine
+        from fedweave.driver.checks import byzantine_clients
 
-        assert verdict.numbers["clients"] == _byzantine(result.config, object(), 10)  # type: ignore[arg-type]
+        assert verdict.numbers["clients"] == byzantine_clients(result.config, object(), 10)  # type: ignore[arg-type]
 
 
 IIDS = {

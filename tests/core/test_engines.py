@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +23,11 @@ from torch import nn
 import fedweave as fw
 from fedweave.algorithms import REGISTRY
 from fedweave.contract import Algorithm
-from fedweave.engines import parcels
+from fedweave.engines import building, parcels
+from fedweave.engines import compiled as making
 from fedweave.engines.choosing import LARGE, Work, choose
 from fedweave.engines.rows import together
+from fedweave.engines.stacks import Mapped, stack
 from fedweave.engines.trying import refusal
 from fedweave.engines.vectorized import width
 from fedweave.engines.workers import possible
@@ -128,7 +133,7 @@ class EngineContract:
 
     @forks
     def test_other_reductions_and_attacks_in_processes(self) -> None:
-        for reduce in ("krum(f=3)", "geometric-median", "bucketing(s=2, then=median)"):
+        for reduce in ("krum(f=3)", "geometric_median", "bucketing(s=2, then=median)"):
             changes = {"algorithm": f"fedavg(reduce={reduce})", "attack": "ipm", "byzantine": 4}
             assert run(self.engine, 3, **changes).model_hash == run(self.engine, **changes).model_hash
 
@@ -161,6 +166,179 @@ class TestEager(EngineContract):
 
 class TestVectorized(EngineContract):
     engine = "vectorized"
+
+
+class TestOnDevice(EngineContract):
+    """Through the wrapper that a GPU gets, on this processor."""
+
+    engine = "cuda"
+
+    @pytest.fixture(autouse=True)
+    def _device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(building, "accelerator", lambda: torch.device("cpu"))
+
+    def test_a_process_that_dies_changes_nothing(self) -> None:
+        told: list[str] = []
+        run("cuda", 3, observer=lambda event: told.append(getattr(event, "engine", "")))
+        assert told[0].startswith("cuda (vectorized, cpu), 1 process (as asked for; one process, since the device")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own for what is compiled in this module."""
+    folder = tmp_path_factory.mktemp("programs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        yield folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("programs")
+class TestCompiled(EngineContract):
+    engine = "compiled"
+
+
+class Gated(nn.Module):
+    """No chain, but torch.func can map it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value, self.out = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(torch.sigmoid(self.gate(x)) * self.value(x))
+
+
+def named(engine: str, workers: int = 1, **changes: Any) -> tuple[str, Result]:
+    """What the engine says of itself, and what came of the run."""
+    told: list[str] = []
+    found = run(engine, workers, observer=lambda event: told.append(getattr(event, "engine", "")), **changes)
+    return told[0], found
+
+
+class TestCompiledBriefly:
+    """What of the contract is worth its compilations in every run of the tests."""
+
+    @forks
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"model": Gated, "local": fw.Local(lr=0.1, batch_size=4, weight_decay=0.01), "effort": "uniform(low=0, high=4)"},
+            {"algorithm": "scaffold", "data": "larger"},
+        ],
+        ids=["steps", "gradients"],
+    )
+    def test_it_trains_as_the_plain_one_in_any_number_of_processes(self, changes: dict[str, Any], programs: Path) -> None:
+        changes = changes | ({"data": larger(), "cohort": 1.0} if "data" in changes else {})
+        about, found = named("compiled", **changes)
+        assert about == "compiled, 1 process (as asked for)"
+        assert any(programs.rglob("*.so"))
+        same(found, run("eager", **changes))
+        assert run("compiled", 3, **changes).model_hash == found.model_hash
+
+    def test_what_cannot_be_compiled_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        about, found = named("compiled", model=with_norm, data=larger(), cohort=1.0, local=fw.Local(batch_size=None))
+        assert about.startswith("eager, 1 process (not compiled: its buffer 1.running_mean")
+
+        def none(*_: Any) -> Any:
+            raise RuntimeError("\nNo working C++ compiler found")
+
+        monkeypatch.setattr(making, "_program", none)
+        about, found = named("compiled")
+        expected = "vectorized, 1 process (not compiled: the compilation failed (RuntimeError: No working C++ compiler found))"
+        assert about == expected
+        assert found.model_hash == run("vectorized").model_hash
+
+    def test_what_comes_out_otherwise_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def wrong(step: Any, _: Any) -> Any:
+            def off(*arguments: Any) -> Any:
+                before = [a.clone() for a in arguments]
+                found = step(*arguments)
+                for weight, old in zip(arguments[:4], before, strict=False):
+                    weight.add_(0.01 * (weight - old))
+                return found
+
+            return off
+
+        monkeypatch.setattr(making, "_program", wrong)
+        assert "not compiled: the compiled step comes out otherwise" in named("compiled")[0]
+        monkeypatch.setattr(making, "_program", lambda step, _: step)
+        assert named("compiled")[0].startswith("compiled")
+
+    def test_what_is_compiled_is_a_choice_of_long_runs(self) -> None:
+        model = Model(Gated())
+        mapped = stack(model, torch.randn(9, 6), torch.randint(0, 4, (9,)))
+        chained = stack(Model(two_layers()), torch.randn(9, 6), torch.randint(0, 4, (9,)))
+        assert isinstance(mapped, Mapped)
+        short, long = Work(100, 10, 10, 10), Work(100, 1000, 100, 10)
+        assert [choose(model, mapped, work, None, 1).kernel for work in (short, long)] == ["vectorized", "compiled"]
+        assert choose(Model(two_layers()), chained, long, None, 1).kernel == "vectorized"
+
+
+@given(
+    clients=st.integers(2, 5), batch=st.integers(1, 4), live=st.integers(1, 5), rows=st.integers(1, 5), size=st.integers(1, 4)
+)
+def test_a_smaller_stack_is_filled_up(clients: int, batch: int, live: int, rows: int, size: int) -> None:
+    """With the step as it is before it is compiled, against the plain stack."""
+    live, rows = sorted((min(live, clients), min(rows, clients)))
+    size = min(size, batch)
+    torch.manual_seed(0)
+    model, x, y = Model(Gated()), torch.randn(20, 6), torch.randint(0, 4, (20,))
+    plain = Mapped(model)
+    draw = [torch.randn(rows, *p.shape) for p in model.tensors]
+    xs, ys = x[: live * size].view(live, size, 6), y[: live * size].view(live, size)
+    for descends in (True, False):
+        made = making.Compiled(plain, making._traced(model, len(draw), descends), clients, batch, descends)
+        here, there = [w.clone() for w in draw], [w.clone() for w in draw]
+        if descends:
+            torch.testing.assert_close(made.descend(here, xs, ys, 0.3, 0.9), plain.descend(there, xs, ys, 0.3, 0.9))
+        else:
+            (found, here), (losses, there) = (s.gradient([w[:live] for w in draw], xs, ys) for s in (made, plain))  # type: ignore[assignment]
+            torch.testing.assert_close(found, losses)
+        for a, b in zip(here, there, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+FRESH = """
+import sys
+import fedweave as fw
+from torch import nn, sigmoid
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.value, self.out = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 4)
+    def forward(self, x):
+        return self.out(sigmoid(self.gate(x)) * self.value(x))
+told = []
+found = fw.simulate(
+    model=Gated, data=fw.data.load_split(sys.argv[1]), cohort=33, rounds=2, engine="compiled", workers=int(sys.argv[2]),
+    evaluate_every=0, local=fw.Local(lr=0.1, batch_size=4), observer=lambda e: told.append(getattr(e, "engine", "")),
+)
+print(found.model_hash)
+print(told[0].split(",")[0])
+"""
+
+
+@forks
+@pytest.mark.slow
+@pytest.mark.usefixtures("programs")
+def test_other_processes_get_the_same_bits_with_the_programs_kept_or_without(tmp_path: Path) -> None:
+    uneven().save(tmp_path / "data")
+
+    def fresh(cache: str, workers: int) -> list[str]:
+        environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+        environment |= {"FEDWEAVE_CACHE": str(tmp_path / cache), "PYTHONHASHSEED": str(workers)}
+        command = [sys.executable, "-c", FRESH, str(tmp_path / "data"), str(workers)]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+    found = fresh("one", 1)
+    assert found[1] == "compiled"
+    made = sorted((tmp_path / "one" / "compiled").rglob("*.so"))
+    assert made
+    assert fresh("one", 2) == found
+    assert sorted((tmp_path / "one" / "compiled").rglob("*.so")) == made  # nothing was compiled again
+    assert fresh("two", 1) == found
+    assert run("compiled", model=Gated, rounds=2).model_hash == found[0]
 
 
 def larger() -> fw.data.Split:
@@ -268,7 +446,7 @@ def test_small_models_are_stacked_and_large_ones_are_not() -> None:
 
     assert engine().startswith("vectorized, 1 process (many clients at once: 59 parameters")
     assert engine(cohort=2).startswith("eager, 1 process (one client at a time: a cohort of 2")
-    wide = lambda: nn.Sequential(nn.Linear(6, 4000), nn.ReLU(), nn.Linear(4000, 4))  # noqa: E731
+    wide = lambda: nn.Sequential(nn.Linear(6, 8000), nn.ReLU(), nn.Linear(8000, 4))  # noqa: E731
     assert "would not fit the cache" in engine(model=wide)
     assert "buffer 1.running_mean" in engine(model=with_norm, data=larger(), local=fw.Local(batch_size=None))
     assert "FedMA changes how each client trains" in engine(algorithm="fedma", cohort=1.0, rounds=2, data=larger())
@@ -420,3 +598,11 @@ def test_records_of_a_stack() -> None:
     assert found.own.shape == (3, 2)
     assert found.lr.shape == (3, 1)
     assert together([None, None]) is None
+
+
+@forks
+def test_what_a_survey_draws_is_addressed_too() -> None:
+    changes: dict[str, Any] = {
+        "model": lambda: nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.4), nn.Linear(5, 4)), "algorithm": "mime", "rounds": 2,
+    }  # fmt: skip
+    assert run("eager", 3, **changes).model_hash == run("eager", **changes).model_hash

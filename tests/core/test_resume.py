@@ -24,16 +24,17 @@ from fedweave.simulation import load_result, run
 KILLING = Path(__file__).parent / "killing.py"
 
 
-def test_fifty_kills_and_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "kills"), [("synchronous", 50), ("asynchronous", 25)])
+def test_many_kills_and_the_same_bits(kind: str, kills: int, tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
     done = subprocess.run(
-        [sys.executable, str(KILLING), str(tmp_path), "50", str(seed)], capture_output=True, text=True, check=False
+        [sys.executable, str(KILLING), str(tmp_path), str(kills), str(seed), kind], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["kills"] == 50
-    assert sum(r["kills"] > 0 for r in found["runs"]) >= 5
+    assert found["kills"] == kills
+    assert sum(r["kills"] > 0 for r in found["runs"]) >= kills / 10
     for disturbed in found["runs"]:
         assert disturbed["hash"] == found["hash"]
         assert disturbed["history"] == disturbed["lines"] == found["history"]

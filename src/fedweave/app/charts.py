@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedweave.app import text
-from fedweave.app.facts import lower_is_better, seconds_to
+from fedweave.app.facts import lower_is_better, seconds_to, virtual_to
 from fedweave.history import Round, Target, bytes_to, rounds_to
 
 if TYPE_CHECKING:
@@ -52,19 +52,24 @@ def base_metrics(names: Sequence[str]) -> list[str]:
 
 
 def curve(history: Sequence[Round], metric: str) -> dict[str, list[float]]:
-    """One metric with its three abscissae: ``rounds``, ``bytes`` (down and up together) and ``seconds`` of training."""
-    points: list[tuple[float, float, float, float]] = []
+    """One metric with its abscissae: ``rounds``, ``bytes`` (down and up together), ``seconds`` of training, and ``hours`` on
+    the clients' clock, if they have one."""
+    points: list[tuple[float, float, float, float, float]] = []
     exchanged, seconds = 0, 0.0
     for r in history:
         exchanged += r.bytes_down + r.bytes_up
         seconds += r.seconds
         if math.isfinite(r.metrics.get(metric, math.nan)):
-            points.append((r.number, exchanged, seconds, r.metrics[metric]))
+            hours = math.nan if r.virtual_seconds is None else r.virtual_seconds / 3600
+            points.append((r.number, exchanged, seconds, r.metrics[metric], hours))
     if len(points) > POINTS:
         keep = np.unique(np.linspace(0, len(points) - 1, POINTS).round().astype(int))
         points = [points[i] for i in keep]
-    names = ("rounds", "bytes", "seconds", "y")
-    return {name: [float(p[i]) for p in points] for i, name in enumerate(names)}
+    names = ("rounds", "bytes", "seconds", "y", "hours")
+    drawn = {name: [float(p[i]) for p in points] for i, name in enumerate(names)}
+    if any(math.isnan(hours) for hours in drawn["hours"]):
+        del drawn["hours"]
+    return drawn
 
 
 def metric_chart(runs: Mapping[str, Sequence[Sequence[Round]]], metric: str, target: Target | None) -> dict[str, Any] | None:
@@ -94,12 +99,15 @@ def metric_chart(runs: Mapping[str, Sequence[Sequence[Round]]], metric: str, tar
                     "bytes": [bytes_to(history, target)],
                     "seconds": [seconds_to(history, target)],
                 }
+                if "hours" in drawn:
+                    where["hours"] = [None if (late := virtual_to(history, target)) is None else late / 3600]
                 mark = {"color": colour, "size": 11, "symbol": "circle-open", "line": {"width": 2.5}}
                 label = f"{escape(name)} reaches {target.value:g}"
                 shared = {"name": label, "legendgroup": name}
                 traces.append(_trace({**where, "y": [target.value]}, per, mode="markers", marker=mark, **shared))
     if not traces:
         return None
+    timed = all("hours" in trace["meta"] for trace in traces)
     figure = layout(metric, "Rounds", _unit(metric))
     if target is not None:
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": target.value, "y1": target.value}
@@ -108,7 +116,12 @@ def metric_chart(runs: Mapping[str, Sequence[Sequence[Round]]], metric: str, tar
         place = {"xref": "paper", "x": 1, "xanchor": "right", "y": target.value, "yanchor": "top" if target.lower else "bottom"}
         figure["annotations"] = [{**place, "text": f"target {target.value:g}", "showarrow": False, "font": {"size": 11.5}}]
     axes = {"rounds": "Rounds", "bytes": f"Bytes down and up ({unit})", "seconds": "Training time (s), without evaluation"}
-    return {"data": traces, "layout": figure, "axes": axes}
+    if timed:
+        # On the clients' own clock is how runs that have one are to be read.
+        axes["hours"] = "Hours on the clients' clock"
+        figure["xaxis"]["title"]["text"] = axes["hours"]
+        traces = [{**trace, "x": trace["meta"]["hours"]} for trace in traces]
+    return {"data": traces, "layout": figure, "axes": axes, "kind": "hours" if timed else "rounds"}
 
 
 def figures_chart(history: Sequence[Round]) -> dict[str, Any] | None:
@@ -145,6 +158,8 @@ def _colours() -> Iterator[str]:
 def _trace(drawn: Mapping[str, Sequence[Any]], per: float, **style: Any) -> dict[str, Any]:
     scaled = [b / per for b in drawn["bytes"]]
     meta = {"rounds": list(drawn["rounds"]), "bytes": scaled, "seconds": list(drawn["seconds"])}
+    if "hours" in drawn:
+        meta["hours"] = list(drawn["hours"])
     hover = "%{y:.4~g}"
     return {"type": "scatter", "x": meta["rounds"], "y": list(drawn["y"]), "meta": meta, "hovertemplate": hover, **style}
 

@@ -160,7 +160,8 @@ def _watched(train: Callable[[Any], Result], folder: Path, *, json: bool, quiet:
 @with_flags(FLAGS)
 def compare(
     items: Annotated[
-        list[str], typer.Argument(metavar="A B ...", help="Run folders, .toml files or algorithms.", show_default=False)
+        list[str],
+        typer.Argument(metavar="A B ...", help="Run folders, .toml files, algorithms or policies.", show_default=False),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where the runs and the page go; rerunning there trains what is missing.")

@@ -16,6 +16,8 @@ from fedweave.app.report import partition_section, repeat, split_for
 from fedweave.app.settings import configure, is_run, writable
 from fedweave.errors import StoreError, UnknownName, UsageError
 from fedweave.history import Target
+from fedweave.names import normalise
+from fedweave.policy import POLICIES
 
 if TYPE_CHECKING:
     from fedweave.config import Config
@@ -36,7 +38,7 @@ class Entry:
 
 
 def entries(items: Sequence[str], flags: Mapping[str, Any], sets: Sequence[str], seeds: Sequence[int] | None) -> list[Entry]:
-    """What each item of the command line means: a run's folder, a configuration file, or an algorithm.
+    """What each item of the command line means: a run's folder, a configuration file, an algorithm, or a policy.
 
     Raises:
         UsageError, StoreError: an item is none of them, or cannot be used.
@@ -55,11 +57,14 @@ def entries(items: Sequence[str], flags: Mapping[str, Any], sets: Sequence[str],
             raise StoreError(f"{item} is not the folder of a run; list them with `fedweave runs list`.")
         else:
             try:
-                label, base = item, configure(None, {**flags, "algorithm": item}, sets)
+                key = "policy" if normalise(item.partition("(")[0]) in POLICIES else "algorithm"
+                label, base = item, configure(None, {**flags, key: item}, sets)
             except UnknownName as error:
                 if error.name != item.partition("(")[0].strip().lower().replace("_", "-"):
                     raise
-                raise UsageError(f"{item!r} is neither a run's folder, nor a .toml file, nor an algorithm. {error}") from None
+                raise UsageError(
+                    f"{item!r} is neither a run's folder, nor a .toml file, nor an algorithm or a policy. {error}"
+                ) from None
         found.append(Entry(label, [base.model_copy(update={"seed": s}) for s in (seeds or [base.seed])]))
     _distinct(found)
     _measure_clients(found)
@@ -181,6 +186,9 @@ def rows(found: Sequence[Entry]) -> list[tuple[str, ...]]:
         if _with_clients(found):
             clients = [value[0] for r in entry.results if (value := last(records(r), CLIENTS)) is not None]
             line = (*line, text.spread(clients))
+        if _timed(found):
+            late = [f.virtual_to for f in facts if f.virtual_to is not None]
+            line = (*line, text.spread(late, "duration") if late else "-")
         lines.append(line)
     return lines
 
@@ -191,13 +199,20 @@ def _with_clients(found: Sequence[Entry]) -> bool:
     return CLIENTS not in judged and any(last(records(r), CLIENTS) is not None for entry in found for r in entry.results)
 
 
+def _timed(found: Sequence[Entry]) -> bool:
+    """Whether the table has a column for the time on the clients' clock: if all runs have one, and a target."""
+    results = [r for entry in found for r in entry.results]
+    return common_target(found) is not None and all(Facts.of(r).virtual is not None for r in results)
+
+
 def head(found: Sequence[Entry]) -> tuple[str, ...]:
     """The table's head, with the target's and the metric's names in it."""
     target = common_target(found)
     metric = next((f.metric for entry in found for r in entry.results if (f := Facts.of(r, target)).metric), "metric")
     names = {"rounds to target": f"rounds to {target}" if target else "rounds to target"}
     words = [names.get(name, f"{name} {metric}" if name in ("best", "final") else name) for name in HEAD]
-    return (*words, f"final {CLIENTS}") if _with_clients(found) else tuple(words)
+    words += [f"final {CLIENTS}"] if _with_clients(found) else []
+    return (*words, "clients' time to target") if _timed(found) else tuple(words)
 
 
 def compare_page(title: str, lead: str, found: Sequence[Entry], notes: Sequence[str] = ()) -> Page:
@@ -205,7 +220,7 @@ def compare_page(title: str, lead: str, found: Sequence[Entry], notes: Sequence[
     page = Page(title, lead)
     for note in notes:
         page.banner(note, "warn")
-    page.section("Side by side", page.table(head(found), rows(found), right=range(1, 7)), page.note(_small_print(found)))
+    page.section("Side by side", page.table(head(found), rows(found), right=range(1, 9)), page.note(_small_print(found)))
     curves_section(page, "Curves", found, common_target(found))
     made = [split for entry in found for r in entry.results if (split := split_for(r)) is not None]
     splits = {split.fingerprint: split for split in made}

@@ -72,6 +72,16 @@ def seconds_to(history: Sequence[Round], target: Target) -> float | None:
     return crossing(points, target)
 
 
+def virtual_to(history: Sequence[Round], target: Target) -> float | None:
+    """Interpolated seconds on the clients' clock until the target; None if it is not reached, or they have none."""
+    points = [
+        (r.virtual_seconds, r.metrics[target.metric])
+        for r in history
+        if target.metric in r.metrics and r.virtual_seconds is not None
+    ]
+    return crossing(points, target)
+
+
 @dataclass(frozen=True)
 class Facts:
     """One run in numbers. Bytes and seconds are sums over its rounds; ``best`` and ``final`` are (value, round)."""
@@ -90,6 +100,9 @@ class Facts:
     seconds_evaluating: float
     refused: int
     dropped: int
+    virtual: float | None
+    virtual_to: float | None
+    staleness: float | None
 
     @classmethod
     def of(cls, result: Result, target: Target | None = None) -> Facts:
@@ -111,11 +124,18 @@ class Facts:
             seconds_evaluating=math.fsum(r.seconds_evaluating for r in history),
             refused=sum(len(r.refused) for r in result.history),
             dropped=sum(len(r.dropped) for r in result.history),
+            virtual=history[-1].virtual_seconds if history else None,
+            virtual_to=virtual_to(history, target) if target else None,
+            staleness=_mean([s for r in result.history for s in r.staleness]),
         )
 
     @property
     def bytes(self) -> int:
         return self.bytes_down + self.bytes_up
+
+
+def _mean(values: Sequence[int]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -144,6 +164,9 @@ def summary(result: Result) -> dict[str, Any]:
         "bytes_up": facts.bytes_up,
         "seconds": facts.seconds,
         "seconds_evaluating": facts.seconds_evaluating,
+        "virtual_seconds": facts.virtual,
+        "virtual_seconds_to_target": finite(facts.virtual_to),
+        "staleness": facts.staleness,
         "refused": facts.refused,
         "dropped": facts.dropped,
         "folder": str(result.folder) if result.folder is not None else None,
@@ -168,6 +191,11 @@ def summary_text(result: Result, report: str | None = None) -> str:
     if facts.seconds_evaluating:
         spent += f", {text.duration(facts.seconds_evaluating)} evaluating"
     rows.append(("time", spent))
+    if facts.virtual is not None:
+        until = f", {text.duration(facts.virtual_to)} to the target" if facts.virtual_to is not None else ""
+        rows.append(("clients' clock", text.duration(facts.virtual) + until))
+    if facts.staleness is not None:
+        rows.append(("staleness", f"{facts.staleness:.3g} steps of the server on average"))
     rows.append(("model", f"{result.model_hash[:12]} (SHA-256), {result.parameters:,} parameters"))
     if facts.refused:
         rows.append(("refused", f"{facts.refused} updates were not counted; see the report"))

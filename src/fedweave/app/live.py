@@ -170,6 +170,8 @@ class Lines(View):
             parts.append(f"{len(r.refused)} refused")
         if r.dropped:
             parts.append(f"{len(r.dropped)} dropped")
+        if r.virtual_seconds:
+            parts.append(f"{text.duration(r.virtual_seconds)} on the clients' clock")
         self._say("  ".join(part for part in parts if part))
         self.waiting = False
 

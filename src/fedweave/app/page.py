@@ -102,7 +102,7 @@ document.querySelectorAll(".tabs button").forEach(button => button.addEventListe
 }));
 """
 
-AXES = (("rounds", "Rounds"), ("bytes", "Bytes"), ("seconds", "Time"))
+AXES = (("rounds", "Rounds"), ("bytes", "Bytes"), ("seconds", "Time"), ("hours", "Clients' hours"))
 """What the curves can be drawn against: key in a trace's ``meta`` and the tab's name."""
 
 
@@ -130,13 +130,16 @@ class Page:
     def curves(
         self, heading: str, figures: Sequence[dict[str, Any]], note: str = "", legend: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Figures whose traces carry ``meta`` for each of ``AXES``, under tabs that choose what they are drawn against.
+        """Figures whose traces carry ``meta`` for each of ``AXES`` that is in ``axes`` of all of them, under tabs that choose
+        what they are drawn against.
 
         A legend is (name, colour) pairs that show and hide the traces of that ``legendgroup``.
         """
+        first = figures[0].get("kind", "rounds")
         tabs = "".join(
-            f'<button type="button" data-kind="{kind}" aria-pressed="{str(kind == "rounds").lower()}">{name}</button>'
+            f'<button type="button" data-kind="{kind}" aria-pressed="{str(kind == first).lower()}">{escape(name)}</button>'
             for kind, name in AXES
+            if all(kind in figure["axes"] for figure in figures)
         )
         head = f'<div class="head"><h2>{escape(heading)}</h2><div class="tabs" role="group">{tabs}</div></div>'
         columns = (

@@ -80,6 +80,7 @@ def page_of(result: Result) -> Page:
         note = "By Python's profiler, which charges each call a little. Another number of processes has other shares."
         page.section("Where the time went", page.table(("", "seconds", "%"), spent, right=(1, 2)), page.note(note))
     _refused(page, result.history)
+    _dropped(page, result.history)
     _how(page, result, split)
     return page
 
@@ -122,6 +123,8 @@ def _tiles(result: Result, facts: Facts) -> list[tuple[str, str]]:
     tiles.append(("rounds", f"{result.history[-1].number if result.history else 0:,}"))
     tiles.append(("exchanged, down and up", text.size(facts.bytes)))
     tiles.append(("training time", text.duration(facts.seconds)))
+    if facts.virtual is not None:
+        tiles.append(("on the clients' clock", text.duration(facts.virtual)))
     return tiles
 
 
@@ -188,6 +191,22 @@ def _refused(page: Page, history: Sequence[Round]) -> None:
     more = f"The first 50 of {len(refused):,}." if len(refused) > 50 else ""
     table = page.table(("round", "client", "why"), rows)
     page.section("Refused updates", f"<p>{words}</p>", table, page.note(more))
+
+
+def _dropped(page: Page, history: Sequence[Round]) -> None:
+    """Why rounds went on without clients, and how stale the updates of an asynchronous run were."""
+    reasons = Counter(reason for r in history for reason in r.reasons)
+    if reasons:
+        asked = sum(len(r.cohort) for r in history)
+        rows = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
+        words = f"{sum(reasons.values()):,} times a round went on without a client; {asked:,} times one was in a cohort."
+        page.section("Dropped clients", f"<p>{words}</p>", page.table(("why", "times"), rows, right=(1,)))
+    stale = Counter(s for r in history for s in r.staleness)
+    if stale:
+        total = sum(stale.values())
+        shares = [(f"{s:,}", f"{count:,}", f"{count / total:.1%}") for s, count in sorted(stale.items())[:30]]
+        note = "Steps that the server took between the model that a client began from and the step that its update was part of."
+        page.section("Staleness", page.table(("staleness", "updates", "share"), shares, right=(0, 1, 2)), page.note(note))
 
 
 def _how(page: Page, result: Result, split: Split | None) -> None:

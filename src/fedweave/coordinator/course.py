@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from fedweave.events import Answered, Arrived, Effect, Failed, Fired, Tally
 from fedweave.reduce.base import Partial
+from fedweave.reduce.fold import BLOCK
 from fedweave.values import Array, State
 
 Clients = npt.NDArray[np.int64]
@@ -60,6 +62,7 @@ class Gathered:
         survey: whether it is the first of a round's two conversations.
         abandoned: whether the server takes no step, whatever came.
         staleness: of each of ``clients``, in an asynchronous round.
+        vain: clients to whom something was sent in this conversation for nothing.
         mix: the share with which the one client's model is mixed into the server's, and the model that it began from.
     """
 
@@ -73,6 +76,19 @@ class Gathered:
     abandoned: bool = False
     staleness: tuple[int, ...] = ()
     mix: tuple[float, Base] | None = None
+    vain: list[int] = field(default_factory=list)
+
+
+def summed(tallies: Mapping[int, Tally]) -> Tally:
+    """What clients did, by the first of their positions, summed in the order in which their updates are."""
+    if len(tallies) == 1:
+        return next(iter(tallies.values()))
+    total, block, inner = Tally(), -1, Tally()
+    for first, tally in sorted(tallies.items()):
+        if first // BLOCK != block:
+            total, block, inner = total + inner, first // BLOCK, Tally()
+        inner += tally
+    return total + inner
 
 
 class Course(Protocol):

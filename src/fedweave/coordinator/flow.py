@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedweave.contract import Algorithm
-from fedweave.coordinator.course import RETRY, Base, Choose, Gathered
+from fedweave.coordinator.course import RETRY, Base, Choose, Gathered, summed
 from fedweave.errors import UsageError
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
 from fedweave.policy import Buffered
@@ -222,7 +222,7 @@ class FlowCourse:
         elif not self._stepping or any(n not in self.said for n in self.gathering):
             return None
         tasks = list(self.gathering.values())
-        fold, tally, staleness = Fold(self.reduction, len(tasks)), self.spent, dict[int, int]()
+        fold, staleness, told = Fold(self.reduction, len(tasks)), dict[int, int](), dict[int, Tally]()
         mix = None
         for i, task in enumerate(tasks):
             partial, did = self.said.pop(task.number)
@@ -232,18 +232,19 @@ class FlowCourse:
                 # Statistics of the data are no changes: discounted they would not be statistics.
                 partial = scaled(self.reduction, partial, factor, ("buffers",))
             fold.add(i, i + 1, partial)
-            tally += did
+            told[i] = did
             mix = (factor, self.bases[task.round]) if self.policy.mixes else None
         clients = np.array(sorted(staleness), np.int64)
         gathered = Gathered(
             self.round,
             clients,
             fold.result(),
-            tally,
+            self.spent + summed(told),
             [(client, why) for client, why, seen in self.lost if seen],
             [(client, why) for client, why, seen in self.lost if not seen],
             staleness=tuple(staleness[client] for client in clients.tolist()),
             mix=mix,
+            vain=[client for client, _, _ in self.lost],
         )
         self.gathering, self.lost, self.spent, self.useless, self.round = {}, [], Tally(), 0, None
         self._forget()

@@ -41,6 +41,7 @@ from fedweave.events import (
     Publish,
     Status,
     Stop,
+    Tally,
 )
 from fedweave.history import Round
 from fedweave.layout import model_hash
@@ -163,12 +164,12 @@ class Coordinator:
     def _gathered(self, g: Gathered, now: float, wall: float) -> list[Effect]:
         """The server's step, the round's record, and what follows."""
         aggregate = None if g.abandoned else self._reduced(g)
+        sent = sum(self._sent(client) for client in g.vain)
         if g.survey:
             if aggregate is not None:
                 self.state = self._remembering(self.algorithm.surveyed(self.state, aggregate, self._cohort(g)), g, aggregate)
-            return self.course.again(g, now)
+            return self.course.again(replace(g, tally=g.tally + Tally(bytes_down=sent)), now)
         diverged = g.tally.counted == 0 and bool(g.tally.refused) and not g.abandoned
-        sent = sum(self._sent(client) for client, _ in (*g.refused, *g.dropped))
         if aggregate is not None:
             state = self._stepped(g, aggregate)
             if finite(state.weights):

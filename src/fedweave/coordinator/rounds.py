@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Clients, Gathered
+from fedweave.coordinator.course import LATE, RETRY, Base, Choose, Clients, Gathered, summed
 from fedweave.events import Answered, Arrived, Cancel, Collect, Effect, Failed, Fired, Ignored, SetTimer, Tally, Train
 from fedweave.policy import Rounds, Standing
 from fedweave.reduce.base import Reduction
-from fedweave.reduce.fold import BLOCK, Fold
+from fedweave.reduce.fold import Fold
 
 ASKED, ANSWERED, DELIVERED, FAILED, LEFT = range(5)
 """Where a client stands: its answer is awaited; is in, but not what it says; is in; will not come; is no longer wanted."""
@@ -39,6 +39,7 @@ class Conversation:
     status: npt.NDArray[np.int8]
     fold: Fold
     answers: int = 0
+    silent: int = 0  # of them, those that are ANSWERED
     failed: dict[int, tuple[str, bool]] = field(default_factory=dict)
     told: dict[int, Tally] = field(default_factory=dict)
     overdue: bool = False
@@ -48,12 +49,7 @@ class Conversation:
     @property
     def tally(self) -> Tally:
         """What was done, summed in the order of the sums of updates: the last bit of the loss does not tell who was first."""
-        total, block, inner = Tally(), -1, Tally()
-        for first, tally in sorted(self.told.items()):
-            if first // BLOCK != block:
-                total, block, inner = total + inner, first // BLOCK, Tally()
-            inner += tally
-        return total + inner
+        return summed(self.told)
 
 
 class RoundCourse:
@@ -126,15 +122,18 @@ class RoundCourse:
         match event:
             case Answered():
                 c.status[first] = ANSWERED
-                c.answers += 1
+                c.answers, c.silent = c.answers + 1, c.silent + 1
             case Failed():
-                c.answers -= int(c.status[first] == ANSWERED)
+                known = int(c.status[first] == ANSWERED)
+                c.answers, c.silent = c.answers - known, c.silent - known
                 c.status[first] = FAILED
                 c.failed[first] = (event.reason, event.refused)
                 c.fold.skip(first, last)
             case Arrived():
-                c.answers += int((status == ASKED).sum())
-                status[(status == ASKED) | (status == ANSWERED)] = DELIVERED
+                known = int((status == ANSWERED).sum()) if c.silent else 0
+                c.answers += last - first - known if not c.closed else 0
+                c.silent -= known
+                status[status <= ANSWERED] = DELIVERED
                 c.fold.add(first, last, event.partial)
                 c.told[event.first] = event.tally
         return [] if c.closed else self._judged(c)
@@ -164,10 +163,13 @@ class RoundCourse:
         if verdict == "open":
             return []
         c.closed, c.abandoned = True, verdict == "abandon"
+        if not c.silent and c.answers + len(c.failed) == len(c.clients) and not c.abandoned:
+            return []
         idle = np.flatnonzero(c.status == ASKED)
         c.status[idle] = LEFT
         if c.abandoned:
             c.status[c.status == ANSWERED] = LEFT
+            c.answers, c.silent = c.answers - c.silent, 0
             t = c.tally
             c.told = {0: Tally(bytes_down=t.bytes_down, bytes_up=t.bytes_up, refused=t.refused)}
         for position in np.flatnonzero(c.status == LEFT).tolist():
@@ -190,14 +192,15 @@ class RoundCourse:
         for position, (reason, seen) in sorted(c.failed.items()):
             (refused if seen else dropped).append((int(c.clients[position]), reason))
         why = "the round was abandoned" if c.abandoned else LATE if c.overdue else "enough others had answered"
-        lost = c.status == LEFT if not c.abandoned else (c.status == LEFT) | (c.status == DELIVERED)
-        dropped += [(client, why) for client in c.clients[lost].tolist()]
+        if c.abandoned or c.answers + len(c.failed) < len(c.clients):
+            lost = c.status == LEFT if not c.abandoned else (c.status == LEFT) | (c.status == DELIVERED)
+            dropped += [(client, why) for client in c.clients[lost].tolist()]
+        vain = [client for client, _ in (*refused[len(before.refused) :], *dropped[len(before.dropped) :])]
         partial = self.reduction.empty() if c.abandoned else c.fold.result()
-        tally = before.tally + t
+        tally = before.tally + t if before.survey else t
         # Who was lost in the survey and again in the training is named once.
-        return Gathered(
-            c.number, c.clients, partial, tally, refused, list(dict(reversed(dropped)).items()), c.survey, c.abandoned
-        )
+        once = list(dict(reversed(dropped)).items())
+        return Gathered(c.number, c.clients, partial, tally, refused, once, c.survey, c.abandoned, vain=vain)
 
     # Between rounds ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +222,7 @@ class RoundCourse:
         assert self.waiting is None
         assert np.all(np.diff(c.clients) > 0)
         assert c.answers == int(((c.status == ANSWERED) | (c.status == DELIVERED)).sum())
+        assert c.silent == int((c.status == ANSWERED).sum())
         assert set(c.failed) == set(np.flatnonzero(c.status == FAILED).tolist())
         assert np.array_equal(c.fold.settled, c.status >= DELIVERED)
         standing = Standing(self.wanted, len(c.clients), c.answers, len(c.failed), c.overdue)

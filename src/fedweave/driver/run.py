@@ -168,6 +168,7 @@ class Driver:
             workers=1 if self.config.threads != 1 else self.config.workers,
             work=Work.of(self.split, self.cohort, self.rules.rounds, local.epochs, local.steps, local.batch_size),
             why=f"measured: {self.timings[0].seconds:.3g} s a round" if self.timings else "as asked for",
+            local=local,
         )
 
     # Where a run begins --------------------------------------------------------------------------------------------------
@@ -295,10 +296,8 @@ class Driver:
         return found
 
     def _carrier(self, coordinator: Coordinator) -> Direct | Virtual:
-        site = Site(
-            coordinator, self.engine, self.config.seed, self.local, self.terms.effort, self.split.sizes, self.roster,
-            self._announce, self.seeing,
-        )  # fmt: skip
+        seed, sizes, effort = self.config.seed, self.split.sizes, self.terms.effort
+        site = Site(coordinator, self.engine, seed, self.local, effort, sizes, self.roster, self._announce, self.seeing)
         if self.world is None:
             return Direct(site)
         carrier = Virtual(site, self.world, self.aside, self.config.buffers == "mean" and not self.algorithm.keeps_buffers)

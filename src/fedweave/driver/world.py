@@ -23,8 +23,8 @@ from fedweave.coordinator import LATE, Answered, Failed, Fired, SetTimer, Train
 from fedweave.errors import UsageError
 from fedweave.population import Asked, Devices, Fate, in_time
 
-PATIENCE = 100_000
-"""Timers and failures in a row, without an answer, after which a run is given up."""
+PATIENCE = 10_000
+"""Failures and timers in a row, without an answer, after which a run is given up."""
 
 Told = Answered | Failed | Fired
 
@@ -44,10 +44,11 @@ class World:
     Args:
         devices: of all clients.
         seed: addresses what goes wrong.
+        patience: failures and timers in a row after which a run is given up.
     """
 
-    def __init__(self, devices: Devices, seed: int) -> None:
-        self.devices, self.seed = devices, seed
+    def __init__(self, devices: Devices, seed: int, patience: int = PATIENCE) -> None:
+        self.devices, self.seed, self.patience = devices, seed, patience
         self.now = 0.0
         self._due: list[tuple[float, int, int, int, Told]] = []
         self._count = itertools.count()
@@ -141,7 +142,7 @@ class World:
                 self._live.remove((event.round, event.position))
             self.now = max(self.now, at)
             self._idle = 0 if isinstance(event, Answered) else self._idle + 1
-            if self._idle > PATIENCE:
+            if self._idle > self.patience:
                 break
             return event
         raise UsageError(

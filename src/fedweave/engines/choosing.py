@@ -7,12 +7,14 @@ processes there are changes no bit. ``calibrating`` measures, when it is asked t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedweave.data import Split
-from fedweave.engines.stacks import Stack
+from fedweave.engines.stacks import Mapped, Stack
+from fedweave.engines.vectorized import width
 from fedweave.engines.workers import possible
 from fedweave.models import Model
 from fedweave.reduce.parallel import cores
@@ -28,6 +30,10 @@ RATE = 5e10
 """Arithmetic operations a second of one core, on small batches."""
 REUSE = 10.0
 """How often a convolution or a recurrent layer uses each of its parameters for one example, as a rule of thumb."""
+COMPILING = 20.0
+"""Seconds of a core that the first compilation took, with torch 2.13 and g++; each later one 5, one found in the cache 1."""
+SAVED = 1e-3
+"""Seconds of a core that a compiled step of a mapped stack saves, with a wide margin: 2 ms became 0.15 ms."""
 WORTH = 0.02
 """Seconds of a round from which more processes are worth their messages; a run of 50 times as many is worth their start."""
 
@@ -76,6 +82,8 @@ def choose(model: Model, stack: Stack | str, work: Work, kernel: str | None, wor
         kernel, why = "eager", f"one client at a time: {TOO_LARGE}"
     elif work.cohort < ALONE:
         kernel, why = "eager", f"one client at a time: a cohort of {work.cohort}"
+    elif stack.name == Mapped.name and _pays(model, work):
+        kernel, why = "compiled", f"many clients at once: {parameters:,} parameters, and more steps than a compilation takes"
     else:
         kernel, why = "vectorized", f"many clients at once: {parameters:,} parameters, so that a step is mostly calls"
     if workers is None:
@@ -85,9 +93,15 @@ def choose(model: Model, stack: Stack | str, work: Work, kernel: str | None, wor
 
 def seconds(model: Model, work: Work, kernel: str) -> float:
     """A rough guess of what a round takes one process."""
-    calls = CALLS["stack"] if kernel == "vectorized" else CALLS["autograd" if model.chained is None else "chain"]
+    calls = CALLS["stack"] if kernel != "eager" else CALLS["autograd" if model.chained is None else "chain"]
     arithmetic = 6.0 * model.layout.size * work.batch * (REUSE if model.heavy else 1.0) / RATE
     return work.cohort * work.steps * (calls + arithmetic)
+
+
+def _pays(model: Model, work: Work) -> bool:
+    """Whether a run is so long that compiled steps save twice what it takes to compile them."""
+    stacks = math.ceil(work.cohort / width(model.layout.size, model.flat.itemsize))
+    return stacks * work.steps * work.rounds * SAVED > 2 * COMPILING
 
 
 def _processes(model: Model, work: Work, kernel: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedweave.contract import Algorithm, Arrays, State
 from fedweave.data import Split
@@ -43,6 +44,7 @@ class Measure:
     ) -> None:
         self.model, self.split, self.algorithm, self.mine, self.home = model, split, algorithm, mine, home
         self.measured, population = evaluate, split.clients
+        self.device, self.places = model.flat.device, dict[str, Tensor]()
         self.sample = np.arange(population)
         if population > MEASURED:
             self.sample = np.sort(generator(seed, "measured clients").choice(population, MEASURED, replace=False))
@@ -52,10 +54,18 @@ class Measure:
         model.load(state.weights, buffers)
         metrics: dict[str, float] = {}
         if self.measured in ("central", "both"):
-            metrics |= model.evaluate(tensor(self.split.x_test), tensor(self.split.y_test))
+            metrics |= model.evaluate(self._held("x_test"), self._held("y_test"))
         if self.measured in ("clients", "both"):
             metrics |= self._per_client(model, state, buffers)
         return metrics
+
+    def _held(self, name: str) -> Tensor:
+        """An array of the split where the model is; what had to be moved there stays."""
+        if self.device.type == "cpu":
+            return tensor(getattr(self.split, name)).to(self.device)
+        if name not in self.places:
+            self.places[name] = tensor(getattr(self.split, name)).to(self.device)
+        return self.places[name]
 
     def _per_client(self, model: Model, state: State, buffers: Any) -> dict[str, float]:
         """Each client's own test examples, or its training examples if it has none apart, with the client's own model if the
@@ -63,8 +73,7 @@ class Measure:
         sizes: list[int] = []
         columns: dict[str, list[float]] = {}
         own = self.split.test_offsets is not None
-        x = tensor(self.split.x_private if own else self.split.x_train)
-        y = tensor(self.split.y_private if own else self.split.y_train)
+        x, y = (self._held(name) for name in (("x_private", "y_private") if own else ("x_train", "y_train")))
         for client in self.sample.tolist():
             indices = self.split.test_indices(client) if own else self.split.indices(client)
             if indices is None or len(indices) == 0:
@@ -73,7 +82,7 @@ class Measure:
                 mine = self.mine(client)
                 at_home = mine["buffers"] if self.home and mine is not None else buffers
                 model.load(self.algorithm.personal(state.weights, mine), at_home)
-            where = torch.from_numpy(np.asarray(indices, np.int64))
+            where = torch.from_numpy(np.asarray(indices, np.int64)).to(x.device)
             values = model.evaluate(x.index_select(0, where), y.index_select(0, where))
             if not values:
                 continue

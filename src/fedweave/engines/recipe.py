@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedweave.attacks import Attack
 from fedweave.contract import Algorithm
 from fedweave.data import Split
 from fedweave.engines.base import Kernel
+from fedweave.engines.device import ROOM, OnDevice, resident
 from fedweave.engines.eager import Eager
 from fedweave.engines.performing import Performer
-from fedweave.engines.stacks import stack
-from fedweave.engines.vectorized import Vectorized
+from fedweave.engines.stacks import Stack, stack
+from fedweave.engines.vectorized import CACHE, Vectorized
 from fedweave.local import Trainer
 from fedweave.models import Loss, Model, tensor
 
@@ -54,19 +56,31 @@ class Recipe:
         """What becomes of clients' buffers: ``"mean"``, ``"keep"`` or ``"home"``."""
         return "home" if self.algorithm.keeps_buffers else self.buffers
 
-    def performer(self, model: Model | None = None) -> Performer:
-        """Performs units in this process, with a model of its own unless one is given to be overwritten."""
+    def performer(
+        self, model: Model | None = None, stacked: Stack | None = None, device: torch.device | None = None
+    ) -> Performer:
+        """Performs units in this process.
+
+        Args:
+            model: is overwritten; one of its own unless given.
+            stacked: the gradients of many of these models, if they have been made already.
+            device: where the model is and the data are put, if not in the host's memory.
+        """
         model = model or Model(self.make(), self.loss, self.metrics)
         split, attack = self.split, self.attack
         x, y = tensor(split.x_train), tensor(split.y_train)
+        if device is not None:
+            x, y = resident(x, device), resident(y, device)
         honest = liar = Trainer(model, x, y, self.algorithm, self.fresh)
         if attack is not None and attack.flips_labels:
             liar = Trainer(model, x, attack.flipped(y, split.classes), self.algorithm, self.fresh)
         kernel: Kernel = Eager(honest, liar)
         if self.kernel == "vectorized":
-            made = stack(model, x, y)
+            made = stacked or stack(model, x, y)
             assert not isinstance(made, str), made
-            kernel = Vectorized(honest, liar, made, kernel)
+            kernel = Vectorized(honest, liar, made, kernel, CACHE if device is None else ROOM)
+        if device is not None:
+            kernel = OnDevice(kernel, device)
         return Performer(kernel, split, self.seed, self.policy, self.byzantine, attack is not None)
 
     def portable(self) -> Recipe:

@@ -13,30 +13,31 @@ from torch import Tensor
 from fedweave.contract import Array, Arrays, Update
 
 
-def together(records: Sequence[Any]) -> Any:
-    """One record for a stack: [K, ...] of arrays, [K, 1] of numbers; what is the same for all stays as it is. None of Nones."""
+def together(records: Sequence[Any], device: torch.device | None = None) -> Any:
+    """One record for a stack: [K, ...] of arrays, [K, 1] of numbers, on ``device``; what is the same for all stays as it is.
+    None of Nones."""
     if records[0] is None:
         return None
-    made = {name: _together([record[name] for record in records]) for name in records[0]}
+    made = {name: _together([record[name] for record in records], device) for name in records[0]}
     return type(records[0])(**made)
 
 
-def _together(values: list[Any]) -> Any:
+def _together(values: list[Any], device: torch.device | None) -> Any:
     first = values[0]
     if all(value is first for value in values):
         return first
     if isinstance(first, Tensor):
         return torch.stack(values)
-    return first if all(value == first for value in values) else columns(values)
+    return first if all(value == first for value in values) else columns(values, device)
 
 
-def columns(values: Sequence[Any]) -> Any:
-    """[K, 1] of numbers, [K, ...] of arrays, None of Nones."""
+def columns(values: Sequence[Any], device: torch.device | None = None) -> Any:
+    """[K, 1] of numbers, on ``device``, [K, ...] of arrays, None of Nones."""
     if values[0] is None:
         return None
     if isinstance(values[0], Tensor):
         return torch.stack(list(values))
-    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+    return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1)
 
 
 def pick(record: Any, rows: Any) -> Any:
@@ -46,9 +47,14 @@ def pick(record: Any, rows: Any) -> Any:
     """
     if record is None:
         return None
-    if not isinstance(rows, slice):
-        rows = torch.from_numpy(np.ascontiguousarray(rows))
-    return record.map(lambda value: value[rows] if isinstance(value, Tensor) and value.ndim > 1 else value)
+    where = None if isinstance(rows, slice) else torch.from_numpy(np.ascontiguousarray(rows))
+
+    def picked(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim < 2:
+            return value
+        return value[rows] if where is None else value.index_select(0, where.to(value.device))
+
+    return record.map(picked)
 
 
 def split(
@@ -79,12 +85,12 @@ def _values(value: Array, like: Array, count: int) -> Sequence[Any]:
 
 def finite_rows(update: Update, count: int) -> list[bool]:
     """Of each client of a stack: whether all that it sends is certainly finite, and its weight not negative."""
-    sound = torch.ones(count, dtype=torch.bool)
+    sound: Tensor | None = None
     for name, value in update.items():
         if not isinstance(value, Tensor) or value.numel() % count:
             return [False] * count
         rows = value.reshape(count, -1)
         # A finite sum has only finite terms.
-        sound &= torch.isfinite(rows.sum(1)) if name != "weight" else (torch.isfinite(rows) & (rows >= 0)).all(1)
-    found: list[bool] = sound.tolist()
-    return found
+        fine = torch.isfinite(rows.sum(1)) if name != "weight" else (torch.isfinite(rows) & (rows >= 0)).all(1)
+        sound = fine if sound is None else sound & fine
+    return [True] * count if sound is None else [bool(row) for row in sound.tolist()]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedweave import chain
-from fedweave.models import IGNORED, Model
+from fedweave.models import IGNORED, Model, drawing
 
 
 class Stack(Protocol):
@@ -28,7 +28,8 @@ class Stack(Protocol):
         """The mean losses [K] and their gradients, one [K, ...] for each parameter, good until the next call."""
 
     def descend(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, lr: float, keep: float) -> Tensor:
-        """``weights <- keep * weights - lr * gradient``, in place; the mean losses [K] before it."""
+        """``weights <- keep * weights - lr * gradient``, in place; the mean losses [K] before it. There may be weights of more
+        models than x has batches: those after the first K stay as they are."""
 
 
 class Chained:
@@ -46,7 +47,7 @@ class Chained:
         return self.links.gradient(x, y, weights, self._out), self._out
 
     def descend(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, lr: float, keep: float) -> Tensor:
-        return self.links.descend(x, y, weights, lr, keep)
+        return self.links.descend(x, y, [w[: len(x)] for w in weights], lr, keep)
 
 
 class Mapped:
@@ -69,10 +70,11 @@ class Mapped:
         return losses, gradients
 
     def descend(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, lr: float, keep: float) -> Tensor:
+        weights = [w[: len(x)] for w in weights]
         losses, gradients = self.gradient(weights, x, y)
         if keep != 1.0:
-            torch._foreach_mul_(list(weights), keep)
-        torch._foreach_add_(list(weights), list(gradients), alpha=-lr)
+            torch._foreach_mul_(weights, keep)
+        torch._foreach_add_(weights, list(gradients), alpha=-lr)
         return losses
 
 
@@ -100,12 +102,13 @@ def stack(model: Model, x: Tensor, y: Tensor) -> Stack | str:
 
 def _as_alone(made: Stack, model: Model, x: Tensor, y: Tensor) -> bool:
     """Whether two copies with two examples each have the gradients that they have alone."""
-    where = torch.arange(4) % len(x)
+    where = torch.arange(4, device=x.device) % len(x)
     xs, ys = x[where].view(2, 2, *x.shape[1:]), y[where].view(2, 2, *y.shape[1:])
     weights = [slot.detach() for slot in model.tensors]
     copies = [torch.stack([w, 1.5 * w]) for w in weights]
     losses, gradients = made.gradient(copies, xs, ys)
-    before = torch.get_rng_state()
+    draws = drawing(x.device)
+    before = draws.get_state()
     held = model.flat.clone()
     try:
         for k in range(2):
@@ -118,6 +121,6 @@ def _as_alone(made: Stack, model: Model, x: Tensor, y: Tensor) -> bool:
             if not torch.allclose(losses[k], loss, 1e-3, 1e-6):
                 return False
         # What draws random numbers draws other ones for a stack.
-        return torch.equal(before, torch.get_rng_state())
+        return torch.equal(before, draws.get_state())
     finally:
         model.flat.copy_(held)

@@ -21,7 +21,7 @@ from fedweave.contract import Ask, Local, Progress, Work
 from fedweave.engines.base import Job, Kernel, Task, Trained
 from fedweave.engines.rows import columns, finite_rows, pick, split, together
 from fedweave.engines.stacks import Stack
-from fedweave.local import GATHERED, Outcome, Trainer, epochs, rule
+from fedweave.local import GATHERED, Outcome, Trainer, epochs, plain_sgd, rule
 from fedweave.models import IGNORED
 
 CACHE = 2**22
@@ -32,9 +32,9 @@ LEAST, MOST = 16, 512
 """Clients of a stack. The least is a block of the sum, the most bounds what a unit holds."""
 
 
-def width(parameters: int, itemsize: int) -> int:
+def width(parameters: int, itemsize: int, memory: int = CACHE) -> int:
     """How many clients a stack holds, by the size of the model alone."""
-    fitting = CACHE // max(parameters * itemsize, 1)
+    fitting = memory // max(parameters * itemsize, 1)
     return max(LEAST, min(MOST, fitting // LEAST * LEAST))
 
 
@@ -45,10 +45,12 @@ class Vectorized:
         honest, liar: the trainers of the eager kernel: their data, their model and their algorithm.
         stack: the gradients of K models.
         eager: trains whom no stack can: a single client, or one that has nothing to do.
+        memory: bytes of a stack's weights at most.
     """
 
-    def __init__(self, honest: Trainer, liar: Trainer, stack: Stack, eager: Kernel) -> None:
-        self.honest, self.liar, self.stack, self.eager = honest, liar, stack, eager
+    def __init__(self, honest: Trainer, liar: Trainer, stack: Stack, eager: Kernel, memory: int = CACHE) -> None:
+        self.honest, self.liar, self.stack, self.eager, self.memory = honest, liar, stack, eager, memory
+        self.device = honest.model.flat.device
         self.algorithm, self.layout = honest.algorithm, honest.model.layout
         self.name = f"vectorized ({stack.name})"
         self.shapes = [slot.shape for slot in self.layout.parameters]
@@ -56,7 +58,7 @@ class Vectorized:
         self._last: tuple[Any, int, Any] = (None, 0, None)
 
     def chunk(self, job: Job) -> int:
-        return width(self.layout.size, self.honest.model.flat.itemsize)
+        return width(self.layout.size, self.honest.model.flat.itemsize, self.memory)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
         found: dict[int, Trained] = {}
@@ -101,26 +103,27 @@ class Vectorized:
 
     def _together(self, tasks: Sequence[Task]) -> list[Trained]:
         trainer = self.liar if tasks[0].liar else self.honest
-        ask, mine = together([t.ask for t in tasks]), together([t.mine for t in tasks])
+        device = self.device
+        ask, mine = together([t.ask for t in tasks], device), together([t.mine for t in tasks], device)
         measured = self._measured(trainer, tasks, ask) if tasks[0].local is None or self.algorithm.needs else {}
         counts = [{} if not self.algorithm.needs else self._counted(trainer, t) for t in tasks]
         if tasks[0].local is None:
             works = [Work(examples=len(t.indices), start_gradient=measured["start_gradient"][k]) for k, t in enumerate(tasks)]
-            stacked = Work(examples=columns([w.examples for w in works]), start_gradient=measured["start_gradient"])
+            examples = columns([w.examples for w in works], device)
+            stacked = Work(examples=examples, start_gradient=measured["start_gradient"])
             alone = self.algorithm.survey(works[0], tasks[0].ask, tasks[0].mine)
             made = split(self.algorithm.survey(stacked, ask, mine), alone, len(tasks))
             return [Trained(update, kept, None) for update, kept in made]
         if self.algorithm.trains:
             steps, losses, delta = self._train(trainer, tasks, ask, mine)
         else:
-            steps, delta = [0] * len(tasks), torch.zeros(len(tasks), self.layout.size, dtype=trainer.model.flat.dtype)
-            losses = measured["start_loss"] if measured else torch.zeros(len(tasks))
+            steps, delta = [0] * len(tasks), trainer.model.flat.new_zeros(len(tasks), self.layout.size)
+            losses = measured["start_loss"] if measured else torch.zeros(len(tasks), device=device)
+        begun = measured["start_loss"].tolist() if "start_loss" in self.algorithm.needs else []
         works = []
         for k, (task, taken) in enumerate(zip(tasks, steps, strict=True)):
             assert task.local is not None
-            asked: dict[str, Any] = (
-                {"start_loss": float(measured["start_loss"][k])} if "start_loss" in self.algorithm.needs else {}
-            )
+            asked: dict[str, Any] = {"start_loss": begun[k]} if begun else {}
             if "start_gradient" in self.algorithm.needs:
                 asked["start_gradient"] = measured["start_gradient"][k]
             lr = task.local.lr_at(task.turn.round)
@@ -128,13 +131,13 @@ class Vectorized:
                 Work(examples=len(task.indices), steps=taken, lr=lr, momentum=task.local.momentum, **asked, **counts[k])
             )
         differing = ("examples", "steps", *self.algorithm.needs)
-        stacked = replace(works[0], **{name: columns([getattr(w, name) for w in works]) for name in differing})
+        stacked = replace(works[0], **{name: columns([getattr(w, name) for w in works], device) for name in differing})
         alone = self.algorithm.report(delta[0], works[0], tasks[0].ask, tasks[0].mine)
         sent = self.algorithm.report(delta, stacked, ask, mine)
         sound = finite_rows(sent[0], len(tasks))
         made = split(sent, alone, len(tasks))
-        nothing = torch.zeros(0, dtype=delta.dtype)
-        means = (losses / torch.tensor([max(s, 1) for s in steps])).tolist()
+        nothing = delta.new_zeros(0)
+        means = (losses / torch.tensor([max(s, 1) for s in steps], device=device)).tolist()
         return [
             Trained(update, kept, Outcome(update, kept, works[k], nothing, means[k]), sound[k])
             for k, (update, kept) in enumerate(made)
@@ -176,8 +179,8 @@ class Vectorized:
         start = torch.broadcast_to(start, (len(tasks), start.shape[-1]))
         algorithm, lr = self.algorithm, local.lr_at(tasks[0].turn.round)
         same = not trainer.directs and start.shape[1] == self.layout.size
-        plain = same and not (trainer.corrects or local.momentum or local.clip_norm is not None or local.optimizer != "sgd")
-        total = torch.zeros(len(tasks), dtype=start.dtype)
+        plain = same and not trainer.corrects and plain_sgd(local)
+        total = start.new_zeros(len(tasks))
         weights = self._tensors(start) if plain else []
         y = start.clone() if not plain else start
         direction = rule(local, y)
@@ -189,7 +192,7 @@ class Vectorized:
                 near, own = pick(ask, slice(active)), pick(mine, slice(active))
                 direction.shrink(active)
             if plain:
-                losses = self.stack.descend([w[:active] for w in weights], x, t, lr, 1.0 - lr * local.weight_decay)
+                losses = self.stack.descend(weights, x, t, lr, 1.0 - lr * local.weight_decay)
             else:
                 gradient = _Gradient(self, x, t)
                 at = y[:active]
@@ -202,7 +205,7 @@ class Vectorized:
                 at.add_(direction(towards), alpha=-lr)
             total[:active] += losses
         end = self._flat(weights) if plain else y
-        back = torch.from_numpy(np.argsort(order))
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
         return steps, total[back], (end - start)[back]
 
     def _batches(self, trainer: Trainer, tasks: Sequence[Task], pace: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -262,12 +265,12 @@ class _Gradient:
 
 def _gathered(trainer: Trainer, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """The examples of these numbers [..., B], x and y; where the number is negative, one that counts for nothing."""
-    flat = torch.from_numpy(np.maximum(rows, 0).reshape(-1))
+    flat = torch.from_numpy(np.maximum(rows, 0).reshape(-1)).to(trainer.x.device)
     x = trainer.x.index_select(0, flat).view(*rows.shape, *trainer.x.shape[1:])
     y = trainer.y.index_select(0, flat).view(*rows.shape, *trainer.y.shape[1:])
     empty = rows < 0
     if empty.any():
-        y[torch.from_numpy(empty)] = IGNORED
+        y[torch.from_numpy(empty).to(y.device)] = IGNORED
     return x, y
 
 

@@ -95,6 +95,12 @@ class Sums:
         self.settle()
         return self.__dict__
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for total in self.totals.values():  # they may lie in memory that is shared and must not be written to
+            if not total.values.flags.writeable:
+                total.values = total.values.copy()
+
 
 def _host(value: Array) -> Host:
     """[D] in this machine's memory; nothing is copied if it is there."""
