@@ -357,3 +357,66 @@ def test_nothing_is_acknowledged_while_the_ledger_cannot_be_written(tmp_path: Pa
         assert pulls[0].trained == list(range(1, 201))
     examples = {0: pulls[0].examples}
     check(tmp_path / "run", {0: tmp_path / "work" / "c1"}, 200, examples, lambda who: expected(pulls, 200, who))
+
+
+def test_postgresql_connections_killed_while_it_commits(tmp_path: Path, postgresql: str) -> None:
+    import psycopg
+    import safetensors.numpy
+
+    pulls = [Pull(k, SIZE) for k in range(3)]
+    stop, killed = threading.Event(), []
+
+    def kill() -> None:
+        others = "select count(pg_terminate_backend(pid)) from pg_stat_activity where pid <> pg_backend_pid()"
+        with psycopg.connect(postgresql, autocommit=True) as connection:
+            while not stop.wait(0.02):
+                killed.append(connection.execute(others).fetchone()[0])  # type: ignore[index]
+
+    with served(configured(tmp_path, SIZE, 3, 40), tmp_path / "run", Serving(url=postgresql)) as (address, wait):
+        thread = threading.Thread(target=kill, daemon=True)
+        with joined(address, [OwnWorker(pull) for pull in pulls], tmp_path / "work") as ended:
+            while len(pulls[0].trained) < 2:
+                time.sleep(0.01)
+            thread.start()
+            while len(pulls[0].trained) < 35 and len(killed) < 200:
+                time.sleep(0.01)
+            stop.set()
+            thread.join()
+        assert all(isinstance(end, str) for end in ended), ended
+        wait()
+    assert sum(killed) > 5
+    assert all(pull.trained == list(range(1, 41)) for pull in pulls)
+    assert np.array_equal(safetensors.numpy.load_file(tmp_path / "run" / "final.safetensors")["w"], expected(pulls, 40))
+
+
+def test_the_time_that_is_given(tmp_path: Path) -> None:
+    with served(configured(tmp_path, SIZE, 1, 100_000, max_seconds=1.0), tmp_path / "run") as (address, wait):
+        with joined(address, [OwnWorker(Pull(0, SIZE))], tmp_path / "work") as ended:
+            pass
+        assert "time given is over" in ended[0]
+        wait()
+    result = load_result(tmp_path / "run")
+    assert result.status == "time"
+    assert len(result.history) < 100_000
+
+
+def test_what_nobody_measures_cannot_be_reached(tmp_path: Path) -> None:
+    config = configured(tmp_path, SIZE, 1, 1, target="accuracy=0.9", evaluate_every=1)
+    with pytest.raises(UsageError, match="--evaluator"), served(config, tmp_path / "run"):
+        pass
+
+
+def test_a_run_that_is_over_tells_who_comes_back(tmp_path: Path) -> None:
+    pulls = [Pull(0, SIZE)]
+    with served(configured(tmp_path, SIZE, 1, 2), tmp_path / "run") as (address, wait):
+        with joined(address, [OwnWorker(pulls[0])], tmp_path / "work"):
+            pass
+        wait()
+    before = (tmp_path / "run" / "final.safetensors").read_bytes()
+    with served(None, tmp_path / "run") as (address, wait):
+        with joined(address, [OwnWorker(pulls[0])], tmp_path / "work") as ended:
+            pass
+        assert ended == ["All 2 rounds are done."]
+        wait()
+    assert pulls[0].trained == [1, 2]
+    assert (tmp_path / "run" / "final.safetensors").read_bytes() == before

@@ -308,6 +308,9 @@ class Core:
         for (timer, number), at in sorted(desk.timers.items(), key=lambda item: item[1]):
             if at <= now:
                 made.append(Entry(seq + len(made), "fired", now, {"name": timer, "number": number}))
+        limit = self.run.config.max_seconds
+        if limit is not None and now > limit and desk.coordinator.stopping is None and desk.ended is None:
+            made.append(Entry(seq + len(made), "stop", now, {"status": "time"}))
         for task in list(desk.tasks.values()):
             overdue = now - task.began > self.run.limits.round_seconds
             if not overdue and task.id not in silent:
@@ -328,6 +331,8 @@ class Core:
         if desk is None:
             return None
         times = [*desk.timers.values(), *(task.began + self.run.limits.round_seconds for task in list(desk.tasks.values()))]
+        if self.run.config.max_seconds is not None and desk.coordinator.stopping is None:
+            times.append(self.run.config.max_seconds)
         return min(times, default=None)
 
 

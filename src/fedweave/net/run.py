@@ -89,6 +89,11 @@ class Run:
         self.layout = Layout.parse(self.about["slots"])
         self.algorithm = named_algorithm(self.config.algorithm).bind(self.layout)
         self.terms = Terms.of(self.config)
+        rules = self.terms.rules
+        if not evaluates and (rules.target is not None or rules.patience is not None):
+            raise UsageError(
+                "target and patience watch the model's metrics, which nobody measures here: serve with --evaluator."
+            )
         self.population = int(self.about["clients"])
         self.updates, self.asks = store.folder / "updates", store.folder / "asks"
         self.members = self.log.members()
@@ -355,7 +360,7 @@ def event_of(entry: Entry) -> Event:
         case "evaluated":
             return Evaluated(body["round"], body["metrics"], body["seconds"])
         case "stop":
-            return Stop("interrupted")
+            return Stop(body.get("status", "interrupted"))
     raise StoreError(f"The ledger holds an event {entry.kind!r}, which this fedweave does not know.")
 
 
