@@ -106,6 +106,7 @@ class Run:
         status = self.about.get("status", "")
         self.finished = "" if status == "interrupted" else status
         self._at = 0.0
+        self._restored: tuple[Snapshot, Round | None, list[Round]] | None = None
         self._marks: list[int] = []
         self._held: dict[tuple[int, int, bool], int] = {}
         self._files: dict[int, Path] = {}
@@ -233,8 +234,10 @@ class Run:
 
     def _open(self, begin: Begin, at: float, before: list[Entry]) -> None:
         """Build the state machine, and begin or go on."""
+        assert self._restored is not None
         snapshot, start, records = self._restored
-        self.begun = True
+        # The model that the run began with is not to stay in memory.
+        self._restored, self.begun = None, True
         sizes = np.zeros(self.population, np.int64)
         for member in self.members:
             if member.number >= 0:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
 from fedweave.errors import StoreError
+from fedweave.wire.tensors import pieces
 
 
 def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -22,16 +22,22 @@ def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
 
     ``mode`` is the file's from its first byte on; None: as the process makes files.
     """
+    _put(path, [content], lambda: path, mode)
+
+
+def _put(path: Path, parts: Iterable[bytes | memoryview], name: Callable[[], Path], mode: int | None = None) -> None:
+    """The same, from parts; ``name`` says what the file is called once they are written."""
     try:
         aside = path.parent / f".writing-{os.getpid()}-{path.name}"
         try:
             with aside.open("wb") as file:
                 if mode is not None:
                     os.fchmod(file.fileno(), mode)
-                file.write(content)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+            os.replace(aside, name())
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -55,11 +61,15 @@ class Blobs:
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         """Keep the arrays; returns their address, the hex SHA-256 of the file."""
-        content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in arrays.items()})
-        digest = hashlib.sha256(content).hexdigest()
-        if not self.path(digest).exists():
-            write_durably(self.path(digest), content)
-        return digest
+        digest = hashlib.sha256()
+
+        def parts() -> Iterator[bytes | memoryview]:
+            for piece in pieces(arrays):
+                digest.update(piece)
+                yield piece
+
+        _put(self.path("blob"), parts(), lambda: self.path(digest.hexdigest()))
+        return digest.hexdigest()
 
     def read(self, digest: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays at an address.
@@ -69,17 +79,17 @@ class Blobs:
         """
         path = self.path(digest)
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise StoreError(f"The blob {path} cannot be read: {error.strerror}.") from None
-        found = hashlib.sha256(content).hexdigest()
         if found != digest:
             raise StoreError(
                 f"The checkpoint {path} is corrupt: its SHA-256 is {found[:12]}..., not {digest[:12]}... "
                 f"Delete this file to go back to the checkpoint before it."
             )
         # The library gives them in no fixed order.
-        return dict(sorted(safetensors.numpy.load(content).items()))
+        return dict(sorted(safetensors.numpy.load_file(path).items()))
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Remove all other blobs and what a crash left half written."""

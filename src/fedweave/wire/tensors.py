@@ -83,7 +83,8 @@ def header(values: Mapping[str, Array], metadata: Mapping[str, str] | None = Non
     return len(text).to_bytes(8, "little") + text, list(arrays.values())
 
 
-def _pieces(values: Mapping[str, Array], metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
+def pieces(values: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The file, in pieces of a chunk at most."""
     head, arrays = header(values, metadata)
     yield head
     for array in arrays:
@@ -94,7 +95,7 @@ def _pieces(values: Mapping[str, Array], metadata: Mapping[str, str] | None) -> 
 
 def encode(values: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
     """The file as bytes, the same for the same values."""
-    return b"".join(_pieces(values, metadata))
+    return b"".join(pieces(values, metadata))
 
 
 def write(path: Path, values: Mapping[str, Array], metadata: Mapping[str, str] | None = None, durable: bool = True) -> Blob:
@@ -109,7 +110,7 @@ def write(path: Path, values: Mapping[str, Array], metadata: Mapping[str, str] |
     chunks: list[bytes] = []
     digest, filled, size = hashlib.sha256(), 0, 0
     with path.open("wb") as file:
-        for piece in _pieces(values, metadata):
+        for piece in pieces(values, metadata):
             file.write(piece)
             size += len(piece)
             view = memoryview(piece)
