@@ -28,6 +28,7 @@ from fedweave.coordinator import (
     Tally,
     Train,
 )
+from fedweave.coordinator.rounds import RoundCourse
 from fedweave.errors import UnknownName, UsageError
 from fedweave.policy import (
     Constant,
@@ -194,7 +195,17 @@ def test_parts_in_order_are_not_held() -> None:
 # What asynchronous rounds need of a reduction ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [Mean(), NormClipping(radius=0.5), Median(), Gather()], ids=lambda r: type(r).__name__)
+def test_between_rounds_there_is_nothing_to_keep() -> None:
+    course = RoundCourse(Synchronous(), Mean(), 2, 4, lambda *_: np.arange(2))
+    course.restore(course.arrays())
+    assert course.idle
+    assert course.arrays() == {}
+
+
+STALE = [Mean(), NormClipping(radius=0.5), Median(), Median().at(reductions.Moment()), Gather()]
+
+
+@pytest.mark.parametrize("rule", STALE, ids=lambda r: type(r).__name__)
 def test_what_is_stale_is_discounted_and_weights_are_not(rule) -> None:
     sent = fw.Update(delta=np.arange(4.0), tau=3.0, buffers=np.ones(2), weight=2.0)
     partial = reductions.scaled(rule, rule.add(rule.empty(), sent), 0.25, ("buffers",))

@@ -87,6 +87,24 @@ def test_long_vectors_are_walked_through_in_parts() -> None:
     np.testing.assert_array_equal(found.delta, expected)
 
 
+@pytest.mark.parametrize("most", [0, 30, 10**9])
+def test_how_long_updates_wait_changes_no_bit(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedweave.reduce.mean.WAITING", most)
+    draw = np.random.default_rng(1)
+    updates = [fw.Update(delta=draw.normal(size=5).astype(np.float32), tau=float(k), weight=k + 1) for k in range(9)]
+    found = gathered(updates, 4)
+    assert found is not None
+    # As it is written: each block from 0, in order; the blocks in order.
+    total = np.zeros(5)
+    for first in range(0, 9, 4):
+        block = np.zeros(5)
+        for update in updates[first : first + 4]:
+            block += update.weight * update.delta.astype(np.float64)
+        total += block
+    assert np.array_equal(found.delta, (total / 45).astype(np.float32))
+    assert found.tau == sum(k * (k + 1) for k in range(9)) / 45
+
+
 def test_an_update_is_left_as_it_is() -> None:
     delta = np.ones(3, np.float32)
     gathered([fw.Update(delta=delta, weight=5), fw.Update(delta=delta, weight=5)])

@@ -51,8 +51,9 @@ class Process:
 
     def _read(self, stream: Any) -> None:
         assert self.lines is not None
-        for line in stream:
-            self.lines(line)
+        with stream:
+            for line in stream:
+                self.lines(line)
 
     def look(self) -> int | None:
         """Its exit code, once it has ended for good; started again if it was killed."""

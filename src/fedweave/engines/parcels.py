@@ -74,6 +74,6 @@ def get(message: bytes, slot: Slot, copied: bool) -> Any:
     """The value again. Unless ``copied``, its arrays are those in the slot, good until the next ``put`` there."""
     places, body = pickle.loads(message)  # noqa: S301
     size = max((start + length for start, length in places), default=0)
-    memory = memoryview(slot.view(size, writing=False)) if size else memoryview(b"")
+    memory = memoryview(slot.view(size, writing=False)) if size else memoryview(bytearray())
     parts = [memory[start : start + length] for start, length in places]
     return pickle.loads(body, buffers=[bytearray(part) for part in parts] if copied else parts)  # noqa: S301
