@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedweave import heap
 from fedweave.contract import Algorithm, Arrays, Ask, Local, Progress, Setting, Update, Work
 from fedweave.errors import UsageError
 from fedweave.models import IGNORED, Model, drawing
@@ -104,6 +105,7 @@ class Trainer:
     def __init__(
         self, model: Model, x: Tensor, y: Tensor, algorithm: Algorithm, fresh: Callable[[int], Tensor] | None = None
     ) -> None:
+        heap.keep_freed()
         self.model, self.x, self.y, self.algorithm = model, x, y, algorithm
         initial = model.flat.clone() if fresh is None and algorithm.prepares else torch.zeros(0)
         self.fresh = fresh or (lambda client: initial)

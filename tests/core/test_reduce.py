@@ -116,3 +116,43 @@ def test_nothing_gathered_has_no_mean() -> None:
     assert isinstance(Mean(), fw.Reduction)
     with pytest.raises(AttributeError, match="holds no 'momentum'; it holds weight, delta"):
         _ = fw.Update(weight=1, delta=np.zeros(1)).momentum
+
+
+@given(
+    rows=st.integers(1, 6).flatmap(
+        lambda width: st.lists(st.lists(numbers, min_size=width, max_size=width), min_size=1, max_size=40)
+    ),
+    weights=st.lists(st.one_of(st.integers(0, 1000), st.floats(0, 1e3)), min_size=40, max_size=40),
+    before=st.booleans(),
+    torched=st.booleans(),
+)
+def test_rows_are_added_as_if_each_had_been_added_in_turn(rows, weights, before: bool, torched: bool) -> None:
+    deltas, mean = np.array(rows, np.float32), Mean()
+    weights = np.array(weights[: len(rows)], float)
+    one, other = mean.empty(), mean.empty()
+    if before:
+        first = fw.Update(delta=deltas[0], weight=3.0)
+        one, other = mean.add(one, first), mean.add(other, first)
+    stack = (torch.from_numpy(deltas), torch.from_numpy(weights)[:, None]) if torched else (deltas, weights[:, None])
+    one = mean.add_rows(one, fw.Update(delta=stack[0], weight=stack[1]))
+    for delta, weight in zip(stack[0], weights, strict=True):
+        other = mean.add(other, fw.Update(delta=delta, weight=weight))
+    found, expected = mean.result(one), mean.result(other)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert np.asarray(found.delta).tobytes() == np.asarray(expected.delta).tobytes()
+        assert found.weight == expected.weight
+        assert type(found.delta) is type(expected.delta)
+
+
+@pytest.mark.parametrize("width", [COLUMNS, COLUMNS + 1, 3 * COLUMNS])
+def test_long_rows_too(width: int) -> None:
+    deltas, mean = np.random.default_rng(0).normal(size=(16, width)).astype(np.float32), Mean()
+    weights, one = np.arange(16.0), mean.empty()
+    for delta, weight in zip(deltas, weights, strict=True):
+        one = mean.add(one, fw.Update(delta=delta, weight=weight))
+    found = mean.result(mean.add_rows(mean.empty(), fw.Update(delta=deltas, weight=weights[:, None])))
+    expected = mean.result(one)
+    assert found is not None
+    assert expected is not None
+    assert np.asarray(found.delta).tobytes() == np.asarray(expected.delta).tobytes()

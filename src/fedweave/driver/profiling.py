@@ -57,7 +57,7 @@ class Profile:
         kind, reduction = type(algorithm), type(algorithm.reduce)
         inner = of(_Batch.__call__, _Gradient.__call__)
         steps = of(Model.descend, Model.gradient, Chained.gradient, Chained.descend, Mapped.gradient)
-        training = of(Trainer.turn, Trainer.survey, Vectorized._together)
+        training = of(Trainer.turn, Trainer.survey, Vectorized._surveyed, Vectorized._stacked)
         data = of(gathered, Vectorized._batches)
         correct = max(of(kind.direction) - inner, 0.0) if algorithm.corrects or _directs(algorithm) else 0.0
         parts = {
@@ -65,7 +65,7 @@ class Profile:
             "correct": correct,
             "data": data,
             "local training, the rest": max(training - steps - correct - data, 0.0),
-            "reduce": of(*_methods(reduction, ("add", "merge", "result"))),
+            "reduce": of(*_methods(reduction, ("add", "add_rows", "merge", "result"))),
             "server step": of(kind.step, kind.surveyed),
             "evaluation": of(Measure.__call__),
             "store": of(RunStore.append, RunStore.checkpoint, ClientStates.get, ClientStates.put, ClientStates.checkpoint),
@@ -79,7 +79,7 @@ def _directs(algorithm: Algorithm) -> bool:
 
 
 def _methods(kind: type[Reduction], names: Iterable[str]) -> list[Callable[..., Any]]:
-    return [getattr(kind, name) for name in names]
+    return [getattr(kind, name) for name in names if hasattr(kind, name)]
 
 
 def spelled(parts: dict[str, float]) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from fedweave.coordinator import Tally
 from fedweave.diagnosis import Seen
 from fedweave.local import Outcome, Turn
 from fedweave.reduce.base import Partial
+
+if TYPE_CHECKING:
+    from fedweave.engines.stacked import Stacked
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,9 @@ class Kernel(Protocol):
 
     def train(self, tasks: Sequence[Task]) -> Iterable[Trained]:
         """Of each task in turn."""
+
+    def together(self, tasks: Sequence[Task]) -> Stacked | None:
+        """All of them in one piece, if they are one stack; None if not, and then nothing was done."""
 
     def chunk(self, job: Job) -> int:
         """Clients of a unit: what it trains together, by a rule that knows nothing of processes. 1, or whole blocks."""

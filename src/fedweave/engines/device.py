@@ -83,6 +83,9 @@ class OnDevice:
         finally:
             draws.set_state(before)
 
+    def together(self, tasks: Sequence[Task]) -> None:
+        return None
+
     def chunk(self, job: Job) -> int:
         return self.kernel.chunk(job)
 

@@ -32,5 +32,8 @@ class Eager:
                 outcome = trainer.turn(task.ask, task.buffers, task.mine, task.indices, task.turn, task.local)
                 yield Trained(outcome.update, outcome.mine, outcome)
 
+    def together(self, tasks: Sequence[Task]) -> None:
+        return None
+
     def chunk(self, job: Job) -> int:
         return 1

@@ -13,8 +13,10 @@ from fedweave.contract import Arrays, Update, Work
 from fedweave.coordinator import BLOCK, Tally, fault
 from fedweave.data import Split
 from fedweave.diagnosis import Seen, observe, observe_stack
-from fedweave.engines.base import Answer, Block, Done, Job, Kernel, Task, Unit
+from fedweave.engines.base import Answer, Block, Done, Job, Kernel, Task, Trained, Unit
 from fedweave.engines.rows import columns
+from fedweave.engines.stacked import Stacked
+from fedweave.reduce.base import ByRows
 
 SINGLE = 8 * BLOCK
 """Clients of a cohort up to which each is a unit of its own: with few blocks, processes would wait for the slowest."""
@@ -44,20 +46,45 @@ class Performer:
         self.byzantine, self.unreduced = frozenset(byzantine), unreduced
 
     def __call__(self, job: Job, unit: Unit) -> Done:
-        answers = self._answers(job, unit)
-        if self.unreduced:
-            return Done((unit.first, unit.last), answers=list(answers))
-        kept: list[tuple[int, Arrays]] = []
-        blocks = list(
-            reduced(job, answers, unit.first, unit.last, kept, self.seed, unit.last - unit.first > 1 and not job.apart)
-        )
-        return Done((unit.first, unit.last), blocks, kept=kept)
-
-    def _answers(self, job: Job, unit: Unit) -> Iterator[Answer | int]:
-        """Of each of the unit's clients in turn; the number of a client that is not done in time."""
-        positions = range(unit.first, unit.last)
+        positions, where = range(unit.first, unit.last), (unit.first, unit.last)
         tasks = [self._task(job, p, unit.mine[p - unit.first]) for p in positions if job.efforts[p] is not None]
-        trained = iter(self.kernel.train(tasks))
+        whole = len(positions) > 1 and not job.apart
+        # Buffers are nobody's but the server's in what can be stacked.
+        stack = self.kernel.together(tasks) if whole and not self.unreduced and self.policy != "home" else None
+        if stack is not None and stack.whole and isinstance(job.algorithm.reduce, ByRows):
+            return Done(where, list(self._rows(job, stack, tasks, unit)))
+        answers = self._answers(job, unit, tasks, self.kernel.train(tasks) if stack is None else stack.each())
+        if self.unreduced:
+            return Done(where, answers=list(answers))
+        kept: list[tuple[int, Arrays]] = []
+        return Done(where, list(reduced(job, answers, unit.first, unit.last, kept, self.seed, whole)), kept=kept)
+
+    def _rows(self, job: Job, stack: Stacked, tasks: Sequence[Task], unit: Unit) -> Iterator[Block]:
+        """The blocks of a stack that is whole."""
+        reduce, done = job.algorithm.reduce, 0
+        assert isinstance(reduce, ByRows)
+        each = size(stack.alone[0])
+        for start in range(unit.first, unit.last, BLOCK):
+            stop, begun = min(start + BLOCK, unit.last), done
+            dropped = tuple(int(job.clients[p]) for p in range(start, stop) if job.efforts[p] is None)
+            done += stop - start - len(dropped)
+            update, work = stack.rows(begun, done)
+            losses, mine = stack.losses[begun:done], tasks[begun:done]
+            examples, loss = [len(task.indices) for task in mine], 0.0
+            for mean, count in zip(losses, examples, strict=True):
+                loss += mean * count
+            asked = sum(size(task.ask) + int(task.buffers.nbytes) for task in mine)
+            steps = sum(stack.differing["steps"][begun:done])
+            tally = Tally(len(mine), sum(examples), steps, loss, asked, each * len(mine), (), dropped)
+            partial = reduce.add_rows(reduce.empty(), update) if mine else reduce.empty()
+            seen: tuple[Seen, ...] = ()
+            if job.observe and mine:
+                seen = observe_stack([task.client for task in mine], update, work, losses, self.seed)
+            yield Block(start, stop, partial, tally, seen)
+
+    def _answers(self, job: Job, unit: Unit, tasks: Sequence[Task], trained: Iterable[Trained]) -> Iterator[Answer | int]:
+        """Of each of the unit's clients in turn; the number of a client that is not done in time."""
+        positions, trained = range(unit.first, unit.last), iter(trained)
         awaited = iter(tasks)
         for p in positions:
             if job.efforts[p] is None:

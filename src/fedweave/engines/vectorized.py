@@ -20,8 +20,9 @@ from torch import Tensor
 from fedweave.contract import Ask, Local, Progress, Work
 from fedweave.engines.base import Job, Kernel, Task, Trained
 from fedweave.engines.rows import columns, finite_rows, pick, split, together
+from fedweave.engines.stacked import Stacked
 from fedweave.engines.stacks import Stack
-from fedweave.local import GATHERED, Outcome, Trainer, epochs, plain_sgd, rule
+from fedweave.local import GATHERED, Trainer, epochs, plain_sgd, rule
 from fedweave.models import IGNORED
 
 CACHE = 2**22
@@ -62,16 +63,28 @@ class Vectorized:
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Trained]:
         found: dict[int, Trained] = {}
-        groups: dict[Any, list[int]] = {}
-        for i, task in enumerate(tasks):
-            groups.setdefault(self._kind(task), []).append(i)
-        for kind, members in groups.items():
+        for kind, members in self._groups(tasks).items():
             most = 1 if kind is None else self._room([tasks[i] for i in members])
             for first in range(0, len(members), most):
                 group = [tasks[i] for i in members[first : first + most]]
-                answers = self.eager.train(group) if len(group) == 1 else self._together(group)
+                answers = self.eager.train(group) if len(group) == 1 else self._apart(group)
                 found.update(zip(members[first : first + most], answers, strict=True))
         yield from (found[i] for i in range(len(tasks)))
+
+    def together(self, tasks: Sequence[Task]) -> Stacked | None:
+        if len(tasks) < 2 or tasks[0].local is None:
+            return None
+        groups = self._groups(tasks)
+        if len(groups) > 1 or None in groups or self._room(tasks) < len(tasks):
+            return None
+        return self._stacked(tasks)
+
+    def _groups(self, tasks: Sequence[Task]) -> dict[Any, list[int]]:
+        """Positions of those that can be trained as one stack, by what they have in common."""
+        groups: dict[Any, list[int]] = {}
+        for i, task in enumerate(tasks):
+            groups.setdefault(self._kind(task), []).append(i)
+        return groups
 
     def _kind(self, task: Task) -> Any:
         """What clients of one stack have in common; None for those that are better off alone."""
@@ -101,47 +114,48 @@ class Vectorized:
         longest = max(len(t.indices) if t.local is None else _batch(t) for t in tasks)
         return max(1, LISTED // (steps * longest))
 
-    def _together(self, tasks: Sequence[Task]) -> list[Trained]:
-        trainer = self.liar if tasks[0].liar else self.honest
-        device = self.device
+    def _apart(self, tasks: Sequence[Task]) -> list[Trained]:
+        """Take them as one stack, and apart what comes of it."""
+        return self._surveyed(tasks) if tasks[0].local is None else self._stacked(tasks).each()
+
+    def _surveyed(self, tasks: Sequence[Task]) -> list[Trained]:
+        trainer, device = self.liar if tasks[0].liar else self.honest, self.device
         ask, mine = together([t.ask for t in tasks], device), together([t.mine for t in tasks], device)
-        measured = self._measured(trainer, tasks, ask) if tasks[0].local is None or self.algorithm.needs else {}
-        counts = [{} if not self.algorithm.needs else self._counted(trainer, t) for t in tasks]
-        if tasks[0].local is None:
-            works = [Work(examples=len(t.indices), start_gradient=measured["start_gradient"][k]) for k, t in enumerate(tasks)]
-            examples = columns([w.examples for w in works], device)
-            stacked = Work(examples=examples, start_gradient=measured["start_gradient"])
-            alone = self.algorithm.survey(works[0], tasks[0].ask, tasks[0].mine)
-            made = split(self.algorithm.survey(stacked, ask, mine), alone, len(tasks))
-            return [Trained(update, kept, None) for update, kept in made]
+        measured = self._measured(trainer, tasks, ask)
+        works = [Work(examples=len(t.indices), start_gradient=measured["start_gradient"][k]) for k, t in enumerate(tasks)]
+        examples = columns([w.examples for w in works], device)
+        stacked = Work(examples=examples, start_gradient=measured["start_gradient"])
+        alone = self.algorithm.survey(works[0], tasks[0].ask, tasks[0].mine)
+        made = split(self.algorithm.survey(stacked, ask, mine), alone, len(tasks))
+        return [Trained(update, kept, None) for update, kept in made]
+
+    def _stacked(self, tasks: Sequence[Task]) -> Stacked:
+        """Train them as one stack."""
+        trainer, device = self.liar if tasks[0].liar else self.honest, self.device
+        ask, mine = together([t.ask for t in tasks], device), together([t.mine for t in tasks], device)
+        measured = self._measured(trainer, tasks, ask) if self.algorithm.needs else {}
         if self.algorithm.trains:
             steps, losses, delta = self._train(trainer, tasks, ask, mine)
         else:
             steps, delta = [0] * len(tasks), trainer.model.flat.new_zeros(len(tasks), self.layout.size)
             losses = measured["start_loss"] if measured else torch.zeros(len(tasks), device=device)
-        begun = measured["start_loss"].tolist() if "start_loss" in self.algorithm.needs else []
-        works = []
-        for k, (task, taken) in enumerate(zip(tasks, steps, strict=True)):
-            assert task.local is not None
-            asked: dict[str, Any] = {"start_loss": begun[k]} if begun else {}
-            if "start_gradient" in self.algorithm.needs:
-                asked["start_gradient"] = measured["start_gradient"][k]
-            lr = task.local.lr_at(task.turn.round)
-            works.append(
-                Work(examples=len(task.indices), steps=taken, lr=lr, momentum=task.local.momentum, **asked, **counts[k])
-            )
-        differing = ("examples", "steps", *self.algorithm.needs)
-        stacked = replace(works[0], **{name: columns([getattr(w, name) for w in works], device) for name in differing})
-        alone = self.algorithm.report(delta[0], works[0], tasks[0].ask, tasks[0].mine)
-        sent = self.algorithm.report(delta, stacked, ask, mine)
-        sound = finite_rows(sent[0], len(tasks))
-        made = split(sent, alone, len(tasks))
-        nothing = delta.new_zeros(0)
+        differing: dict[str, Any] = {"examples": [len(t.indices) for t in tasks], "steps": steps}
+        if "start_loss" in self.algorithm.needs:
+            differing["start_loss"] = measured["start_loss"].tolist()
+        if "start_gradient" in self.algorithm.needs:
+            differing["start_gradient"] = measured["start_gradient"]
+        if "class_counts" in self.algorithm.needs:
+            differing["class_counts"] = [trainer.class_counts(t.indices) for t in tasks]
+        local = tasks[0].local
+        assert local is not None
+        first = Work(
+            lr=local.lr_at(tasks[0].turn.round), momentum=local.momentum, **{name: v[0] for name, v in differing.items()}
+        )
+        work = replace(first, **{name: columns(values, device) for name, values in differing.items()})
+        alone = self.algorithm.report(delta[0], first, tasks[0].ask, tasks[0].mine)
+        sent, kept = self.algorithm.report(delta, work, ask, mine)
         means = (losses / torch.tensor([max(s, 1) for s in steps], device=device)).tolist()
-        return [
-            Trained(update, kept, Outcome(update, kept, works[k], nothing, means[k]), sound[k])
-            for k, (update, kept) in enumerate(made)
-        ]
+        return Stacked(sent, kept, alone, first, work, differing, means, finite_rows(sent, len(tasks)))
 
     # Before the first step -----------------------------------------------------------------------------------------------
 
@@ -158,11 +172,6 @@ class Vectorized:
         (x,), (y,) = _gathered(trainer, rows)
         losses, gradients = self.stack.gradient(weights, x, y)
         return {"start_loss": losses, "start_gradient": self._flat(gradients)}
-
-    def _counted(self, trainer: Trainer, task: Task) -> dict[str, Any]:
-        if "class_counts" not in self.algorithm.needs:
-            return {}
-        return {"class_counts": trainer.class_counts(task.indices)}
 
     # The steps -----------------------------------------------------------------------------------------------------------
 
@@ -210,27 +219,29 @@ class Vectorized:
 
     def _batches(self, trainer: Trainer, tasks: Sequence[Task], pace: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of each step, x [K, B, ...] and y [K, B, ...], of those that have not finished."""
-        local = tasks[0].local
-        assert local is not None
-        longest = max(_batch(t) for t in tasks)
-        rows = np.full((pace[0], len(tasks), longest), -1, np.int64)
-        for k, task in enumerate(tasks):
+        sizes = [_batch(task) for task in tasks]
+        longest, most = max(sizes), pace[0]
+        rows = np.full((len(tasks), most, longest), -1, np.int64)
+        for k, (task, size) in enumerate(zip(tasks, sizes, strict=True)):
             assert task.local is not None
             # An epoch's order, filled up to whole batches, is its batches one below the other.
-            size, per_epoch, done = _batch(task), _per_epoch(local, len(task.indices)), 0
-            padded = np.full(per_epoch * size, -1, np.int64)
-            for order in epochs(task.local, len(task.indices), task.turn):
-                padded[: len(order)] = task.indices[order]
-                taken = min(per_epoch, pace[k] - done)
-                rows[done : done + taken, k, :size] = padded.reshape(per_epoch, size)[:taken]
-                done += taken
-                if done == pace[k]:
+            examples, mine = len(task.indices), rows[k] if size == longest else np.full((most, size), -1, np.int64)
+            flat, done, last = mine.reshape(-1), 0, pace[k]
+            per_epoch = _per_epoch(task.local, examples)
+            for order in epochs(task.local, examples, task.turn):
+                room = (last - done) * size
+                flat[done * size : done * size + min(examples, room)] = task.indices[order[:room]]
+                done += per_epoch
+                if done >= last:
                     break
+            if size < longest:
+                rows[k, :, :size] = mine
+        rows = rows.transpose(1, 0, 2)
         active = np.searchsorted(-np.asarray(pace), -np.arange(pace[0]), side="left")
         each = max(1, trainer.x[:1].nbytes + trainer.y[:1].nbytes) * longest * len(tasks)
         slab = max(1, GATHERED // each)
         for first in range(0, pace[0], slab):
-            part = rows[first : first + slab, : active[first]]
+            part = np.ascontiguousarray(rows[first : first + slab, : active[first]])
             xs, ys = _gathered(trainer, part)
             for i in range(len(part)):
                 alive = active[first + i]

@@ -60,6 +60,14 @@ class Reduction(Protocol):
         """The aggregate, its ``weight`` the sum of the updates' weights; None if no update has a weight above 0."""
 
 
+@runtime_checkable
+class ByRows(Protocol):
+    """A reduction that takes the updates of a stack of clients at once."""
+
+    def add_rows(self, partial: Partial, updates: Update) -> Partial:
+        """With K more updates, arrays [K, ...] and ``weight`` [K, 1], to the bit as if each had been added in turn."""
+
+
 def vector(update: Update) -> Array:
     """All that an update holds but its weight, as one vector [D], in its own order."""
     values = [value for name, value in update.items() if name != "weight"]

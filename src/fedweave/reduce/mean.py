@@ -133,6 +133,18 @@ def _added(total: Host, rows: Sequence[tuple[float, Host]], apart: bool) -> None
         fold(work, range(0, len(total), COLUMNS), len(rows) * len(total), products=False)
 
 
+def _summed(total: Host, rows: Host, weights: Sequence[float]) -> None:
+    """``total += sum(w u)`` of rows [K, D], each term rounded and added in order. (Of one column they would not be: NumPy adds
+    up in pairs what lies side by side.)"""
+    counted = np.array(weights) != 0.0
+    if not counted.all():
+        rows, weights = rows[counted], [weight for weight in weights if weight != 0.0]
+    terms = np.empty((1 + len(rows), len(total)))
+    terms[0] = total
+    np.multiply(rows, np.array(weights)[:, None], out=terms[1:], dtype=np.float64)
+    np.add.reduce(terms, axis=0, out=total)
+
+
 @dataclass(frozen=True)
 class Mean:
     """Weighted mean of every array that the updates carry, by their ``weight``.
@@ -156,6 +168,26 @@ class Mean:
         partial.size += sum(_sizes(update.values()))
         if partial.size > WAITING:
             partial.settle()
+        return partial
+
+    def add_rows(self, partial: Sums, updates: Update) -> Sums:
+        """With K more updates, arrays [K, ...] and ``weight`` [K, 1], to the bit as if each had been added in turn."""
+        partial.settle()
+        weights = _host(updates.weight).tolist()
+        counted = [(k, weight) for k, weight in enumerate(weights) if weight != 0.0]
+        for _, weight in counted:
+            partial.weight += weight
+        for name, value in updates.items():
+            if name == "weight" or not counted:
+                continue
+            if name not in partial.names:
+                partial.names.append(name)
+            total = partial._total(name, value, tuple(value.shape[1:])).values
+            rows = _host(value).reshape(len(weights), -1)
+            if 1 < len(total) <= COLUMNS:
+                _summed(total, rows, weights)
+            else:
+                _added(total, [(weight, rows[k]) for k, weight in counted], apart=False)
         return partial
 
     def merge(self, first: Sums, second: Sums) -> Sums:
