@@ -192,7 +192,7 @@ class Virtual:
         load = self._load(train.survey, int(train.clients[0]))
         asked = replace(self.site.asked(train, task), devices=self.world.devices, down_bytes=load.down, up_bytes=load.up)
         plans = list(self.site.effort.plan(asked))
-        return plans if again else self.world.begin(train, asked, plans, load, task, at)
+        return plans if again else self.world.begin(train, asked, plans, load, task, at, self.site.effort)
 
     def _fetched(self, wish: Collect) -> Iterator[Event]:
         course = self.site.coordinator.course
