@@ -292,7 +292,9 @@ def test_late_clients_send_what_they_have_or_nothing() -> None:
         assert d.virtual_seconds == k.virtual_seconds == d.number
 
 
-@pytest.mark.parametrize("effort", ["seconds(budget=2.0, drop=True)", "seconds(budget=2.0)", "deadline(seconds=2.0, drop=True)"])
+@pytest.mark.parametrize(
+    "effort", ["seconds(budget=2.0, drop=True)", "seconds(budget=2.0)", "deadline(seconds=2.0, drop=True)"]
+)
 def test_who_gives_up_is_charged_for_the_time_that_it_was_given(effort: str) -> None:
     """A round is over when the last has answered or given up, and nobody trains for longer than its budget."""
     latency, sizes = 0.25, 12
