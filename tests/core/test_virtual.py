@@ -17,6 +17,7 @@ from scipy import integrate, stats
 from torch import nn
 
 import fedweave as fw
+from fedweave import population
 from fedweave.coordinator import (
     Answered,
     Arrived,
@@ -289,6 +290,41 @@ def test_late_clients_send_what_they_have_or_nothing() -> None:
         # A step is one example: as many of the twelve as there is time for in a second.
         assert k.steps == sum(min(12, math.floor(devices.speed[c])) for c in k.cohort)
         assert d.virtual_seconds == k.virtual_seconds == d.number
+
+
+@pytest.mark.parametrize(
+    "effort", ["seconds(budget=2.0, drop=True)", "seconds(budget=2.0)", "deadline(seconds=2.0, drop=True)"]
+)
+def test_who_gives_up_is_charged_for_the_time_that_it_was_given(effort: str) -> None:
+    """A round is over when the last has answered or given up, and nobody trains for longer than its budget."""
+    latency, sizes = 0.25, 12
+    source = f"population(speed=uniform(low=0.2, high=40.0), latency={latency})"
+    local = fw.Local(lr=0.1, epochs=2, batch_size=7)
+    result = simulated(population=source, rounds=8, local=local, effort=effort)
+    devices = population.population(source).draw(5, 24)
+    dropped = begun = 0.0
+    for r in result.history:
+        ends = []
+        for client in r.cohort:
+            speed = float(devices.speed[client])
+            budget = 2.0 if effort.startswith("seconds") else 2.0 - 2 * latency
+            whole = 2 * sizes / speed
+            lengths = np.cumsum([7, 5, 7, 5]) / speed
+            done = int((lengths <= budget).sum())
+            out = done < 4 and ("drop" in effort or done == 0)
+            assert (client in r.dropped) == out
+            dropped += out
+            ends.append(latency + min(whole, budget) if out else 2 * latency + lengths[done - 1])
+        assert r.virtual_seconds - begun == pytest.approx(max(ends), rel=1e-9)
+        begun = r.virtual_seconds
+    assert dropped >= 3
+
+
+def test_steps_are_charged_by_the_examples_of_their_batches() -> None:
+    """Steps that go round and round have the smaller last batch of each pass among them."""
+    local = fw.Local(lr=0.1, steps=5, batch_size=7)
+    result = simulated(population="population(speed=10.0)", rounds=2, local=local)
+    assert [r.virtual_seconds for r in result.history] == pytest.approx([3.1, 6.2])
 
 
 # Slow loops --------------------------------------------------------------------------------------------------------------

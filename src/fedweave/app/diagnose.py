@@ -54,6 +54,7 @@ def diagnosis_of(result: Result, split: Split | None) -> Diagnosis:
 def run_of(result: Result, split: Split | None) -> Run:
     """What is known of the run."""
     from fedweave.diagnosis.run import Run
+    from fedweave.policy import Buffered, policy
     from fedweave.store import RunStore
 
     if result.folder is None:
@@ -82,6 +83,7 @@ def run_of(result: Result, split: Split | None) -> Run:
         local=result.config.local.value(),
         population=split.clients if split is not None else result.config.clients,
         labels=labels,
+        asynchronous=isinstance(policy(result.config.policy), Buffered),
     )
 
 

@@ -27,9 +27,13 @@ AGREED, KEPT = 0.3, 0.25
 """A course overshoots if the clients of a round agree by the first or more, and neighbouring rounds by at most the second of
 that."""
 
-STUCK, THROWN, SETTLED = 1.02, 1.5, 0.1
+STUCK, THROWN, SETTLED = 1.01, 1.5, 0.1
 """A loss that stays so many times the initial model's is worse than not to train; clients whose loss in some round is so many
 times as high have been thrown up; and a course whose neighbouring rounds have this cosine has settled."""
+
+JITTER, HIGH, DRIFT = 0.1, 0.25, 0.5
+"""Steps jitter if what they add to the loss is this part of the initial model's, the loss stays above the second part of it,
+and the cosine of neighbouring rounds' changes is below the third: where it is not, clients are under way."""
 
 
 def label_skew(run: Run, labels: Labels | None) -> Verdict:
@@ -117,9 +121,9 @@ def _against(labels: Labels) -> tuple[int, float, int] | None:
     return worst
 
 
-def learning_rate(run: Run, others: Sequence[Verdict]) -> Verdict:
-    """A step that is too long: the run diverged and no client is to blame, the loss stays above the initial one, or the
-    clients of a round agree where to go and those of the next send the model back."""
+def learning_rate(run: Run, others: Sequence[Verdict], labels: Labels | None = None) -> Verdict:
+    """A step that is too long: the run diverged and no client is to blame, the loss stays above the initial one or as high as
+    the steps' own jitter keeps it, or the clients of a round agree where to go and those of the next send the model back."""
     check = "too large a learning rate"
     blamed = any(verdict.state == "found" and verdict.check == "bad clients" for verdict in others)
     remedy = f"Try a third of the local learning rate ({_third(run.local.lr)}), then a ninth"
@@ -146,8 +150,12 @@ def learning_rate(run: Run, others: Sequence[Verdict]) -> Verdict:
     low, _ = between(agreed)
     _, high = between(kept - KEPT * agreed)
     overshoots = low > AGREED and high < 0
-    unsettled = between(kept)[1] < SETTLED
-    raised = [words for words in (_thrown(run, numbers), _stuck(run, numbers)) if words and unsettled]
+    _, most = between(kept)
+    raised = [_thrown(run, numbers) if most < SETTLED else "", _stuck(run, numbers) if most < KEPT else ""]
+    # Where labels are skewed a client's own steps go one way, which is drift and no jitter; so is what a bad client sends.
+    other = blamed or (labels is not None and labels.skewed)
+    raised += [_jitters(run, late, numbers) if most < DRIFT and not other else ""]
+    raised = [sentence for sentence in raised if sentence]
     if overshoots or raised:
         words = "The model overshoots" if overshoots else "The model does not settle"
         return Verdict(check, "found", " ".join([f"{words}: {course}.", *raised]), remedy, numbers)
@@ -171,9 +179,9 @@ def _course(rounds: Sequence[Observed]) -> tuple[Vector, Vector]:
     and what it is."""
     agreed, kept = [], []
     for one, two in pairwise(rounds):
-        if two.number != one.number + 1 or not (len(one.mean) and len(two.mean)):
+        if two.begins != one.number + 1 or not (len(one.mean) and len(two.mean)):
             continue
-        shares = [_common(one), _common(two)]
+        shares = [common(one), common(two)]
         product = float(np.linalg.norm(one.mean) * np.linalg.norm(two.mean))
         if product > 0 and all(math.isfinite(share) for share in shares):
             agreed.append(math.sqrt(shares[0] * shares[1]))
@@ -181,7 +189,8 @@ def _course(rounds: Sequence[Observed]) -> tuple[Vector, Vector]:
     return np.array(agreed), np.array(kept)
 
 
-def _common(one: Observed) -> float:
+def common(one: Observed) -> float:
+    """The share of |d|^2 that a round's clients have in common, 0 to 1; NaN if it cannot be told."""
     signal, effective = one.figures["signal"], one.figures["effective"]
     if not (signal > 0 and effective > 1):
         return math.nan
@@ -204,14 +213,51 @@ def _thrown(run: Run, numbers: dict[str, object]) -> str:
     return f"In round {number} the loss of the middle client rose to {worst:.3g}, where the initial model's was {initial:.3g}."
 
 
+def _late(run: Run) -> Vector:
+    """The training losses of the second half."""
+    losses = [r.metrics["train_loss"] for r in run.history if "train_loss" in r.metrics]
+    return np.array(losses[len(losses) // 2 :])
+
+
 def _stuck(run: Run, numbers: dict[str, object]) -> str:
     """A sentence if the training loss of the second half stays above the initial model's loss."""
-    initial = _initial(run)
-    losses = [r.metrics["train_loss"] for r in run.history if "train_loss" in r.metrics]
-    late = np.array(losses[len(losses) // 2 :])
+    initial, late = _initial(run), _late(run)
     if initial is None or len(late) < PAIRS:
         return ""
     numbers |= {"initial_loss": initial, "late_loss": float(np.median(late))}
     if between(late)[0] <= STUCK * initial:
         return ""
     return f"The training loss of the second half, {np.median(late):.3g}, is above the initial model's {initial:.3g}."
+
+
+def jitter(run: Run, one: Observed) -> float:
+    """What the jitter of local steps adds to the loss, estimated from a round; NaN if its steps are not of this form.
+
+    SGD that has come to rest in a quadratic valley is above its bottom by ``lr / 4`` times the mean squared gradient of a step
+    (from E[w . grad L] = lr / 2 E[|g|^2]: Yaida, "Fluctuation-dissipation relations for stochastic gradient descent", ICLR
+    2019). The change of a client whose steps have nothing in common has the squared norm ``n_k^2 = lr^2 tau_k E[|g|^2]``. What
+    clients have in common, ``pairwise``, is no jitter and left out.
+    """
+    local, moved = run.local, (one.steps > 0) & np.isfinite(one.norm)
+    lr = local.lr * local.lr_decay ** (one.number - 1) / (1 - local.momentum)
+    common = one.figures["pairwise"]
+    if local.optimizer != "sgd" or not lr > 0 or not moved.any() or not math.isfinite(common):
+        return math.nan
+    squares = one.norm[moved].astype(float) ** 2 / one.steps[moved]
+    # A client that was thrown far is in no valley: the estimate is no more than the whole loss.
+    return min(float(squares.mean()) * (1 - max(common, 0.0)) / (4 * lr), float(one.loss.mean()))
+
+
+def _jitters(run: Run, rounds: Sequence[Observed], numbers: dict[str, object]) -> str:
+    """A sentence if the loss stays high, and the steps' own jitter is a large part of it."""
+    initial, late = _initial(run), _late(run)
+    found = np.array([value for one in rounds if math.isfinite(value := jitter(run, one))])
+    if initial is None or len(late) < PAIRS or len(found) < PAIRS:
+        return ""
+    numbers |= {"initial_loss": initial, "late_loss": float(np.median(late)), "jitter": float(np.median(found))}
+    if between(found)[0] <= JITTER * initial or between(late)[0] <= HIGH * initial:
+        return ""
+    return (
+        f"The training loss of the second half stays at {np.median(late):.3g}, where the initial model's was {initial:.3g}; "
+        f"the jitter of the clients' steps alone accounts for about {np.median(found):.2g} of it."
+    )

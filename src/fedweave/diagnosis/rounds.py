@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Observed:
         pairs: [L (L - 1) / 2] those cosines in 127ths, in the order (0, 1), (0, 2), ..., (1, 2), ...
         mean: [251] sketch of the mean change d; empty if there is none.
         figures: the round in numbers; see ``figures_of``.
+        first: the first of several rounds that are looked at as one, of which ``number`` is the last; 0: it is one round.
     """
 
     number: int
@@ -61,6 +62,12 @@ class Observed:
     pairs: Vector
     mean: Vector
     figures: Mapping[str, float] = field(default_factory=dict)
+    first: int = 0
+
+    @property
+    def begins(self) -> int:
+        """The first of the rounds that it tells of."""
+        return self.first or self.number
 
     def __len__(self) -> int:
         return len(self.client)
@@ -112,6 +119,29 @@ def observed(number: int, seen: Iterable[Seen], seed: int) -> Observed:
         mean=mean.astype(np.float32),
         figures=figures_of(ordered),
     )
+
+
+def together(rounds: Sequence[Observed], most: int, seed: int = 0) -> list[Observed]:
+    """Rounds of one client each, looked at as rounds of up to ``most``: the mean change of one client is its own. A client
+    that comes again begins the next, and one that came in another stretch of observed rounds does too."""
+    found: list[Observed] = []
+    held: list[Observed] = []
+    for one in (*rounds, None):
+        ends = one is None or len(held) == most or (bool(held) and one.number != held[-1].number + 1)
+        if held and (ends or one is None or int(one.client[0]) in {int(other.client[0]) for other in held}):
+            whole = observed(held[-1].number, [_alone(other) for other in held], seed)
+            found.append(replace(whole, first=held[0].number))
+            held = []
+        if one is not None:
+            held.append(one)
+    return found
+
+
+def _alone(one: Observed) -> Seen:
+    return Seen(
+        int(one.client[0]), float(one.weight[0]), int(one.steps[0]), int(one.examples[0]), float(one.loss[0]),
+        float(one.norm[0]), one.mean if len(one.mean) else None, staleness=int(one.staleness[0]),
+    )  # fmt: skip
 
 
 def figures_of(seen: Sequence[Seen]) -> dict[str, float]:
@@ -237,4 +267,4 @@ def _std(values: Vector) -> float:
     return float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
 
 
-__all__ = ["COLUMNS", "PAIRED", "WIDTH", "Observed", "figures_of", "inconsistency", "observed"]
+__all__ = ["COLUMNS", "PAIRED", "WIDTH", "Observed", "figures_of", "inconsistency", "observed", "together"]

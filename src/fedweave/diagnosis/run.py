@@ -30,6 +30,7 @@ class Run:
         local: what clients were asked to do.
         population: number of clients, or None if the split is not at hand.
         labels: [N, C] training examples of each client by label, or None.
+        asynchronous: whether clients of a round began from models of different ages.
     """
 
     observed: Sequence[Observed]
@@ -40,6 +41,7 @@ class Run:
     local: Local
     population: int | None = None
     labels: Vector | None = None
+    asynchronous: bool = False
 
     @property
     def name(self) -> str:

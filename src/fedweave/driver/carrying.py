@@ -24,12 +24,14 @@ from fedweave.coordinator import (
     SetTimer,
     Train,
 )
+from fedweave.diagnosis import Seen, observe
 from fedweave.driver.errands import Aside, Errands
 from fedweave.driver.seeing import Seeing
 from fedweave.driver.world import Load, World
 from fedweave.engines import Engine, Job
 from fedweave.policy import FedAsync, FedBuff
 from fedweave.population import Asked, Effort
+from fedweave.reduce.base import single
 
 Wish = Train | Collect | Cancel | SetTimer
 
@@ -192,17 +194,20 @@ class Virtual:
         load = self._load(train.survey, int(train.clients[0]))
         asked = replace(self.site.asked(train, task), devices=self.world.devices, down_bytes=load.down, up_bytes=load.up)
         plans = list(self.site.effort.plan(asked))
-        return plans if again else self.world.begin(train, asked, plans, load, task, at)
+        return plans if again else self.world.begin(train, asked, plans, load, task, at, self.site.effort)
 
     def _fetched(self, wish: Collect) -> Iterator[Event]:
         course = self.site.coordinator.course
         assert isinstance(course, FlowCourse)
         clients = tuple(sorted(task.client for task in course.gathering.values()))
         self.site.announce(self.site.coordinator.round + 1, clients, False)
+        looks = self.site.seeing.looks(self.site.coordinator.round + 1, False)
         for arrived in self.errands.collect(wish.answers, self.site.coordinator, self.world.pending()):
-            did = arrived.tally
+            did, client = arrived.tally, course.gathering[arrived.first].client
             if did.examples:
-                self.site.roster.learn(course.gathering[arrived.first].client, loss=did.loss / did.examples)
+                self.site.roster.learn(client, loss=did.loss / did.examples)
+            if looks and did.counted:
+                self.site.seeing.note(seen(self.site, client, arrived))
             yield arrived
         self._tidy()
 
@@ -227,6 +232,16 @@ class Virtual:
             c = self.site.coordinator
             self._loads[survey] = load(c.algorithm, c.state, c.buffers, client, survey, self.buffers)
         return self._loads[survey]
+
+
+def seen(site: Site, client: int, arrived: Arrived) -> list[Seen]:
+    """What is noted of an update that came alone, taken from what was gathered: it is looked at when it is used, so that what
+    was trained ahead and kept in a checkpoint is seen as well."""
+    update, did = single(site.algorithm.reduce, arrived.partial), arrived.tally
+    if update is None:
+        return []
+    work, loss = Work(examples=did.examples, steps=did.steps), did.loss / max(did.examples, 1)
+    return [observe(client, update, work, loss, site.seed)]
 
 
 def load(algorithm: Algorithm, state: Any, buffers: Any, client: int, survey: bool, back: bool) -> Load:

@@ -340,7 +340,7 @@ class Driver:
                 stacklevel=2,
             )
         if self.store is not None:
-            self.store.append(record, self.seeing.taken(record.number))
+            self.store.append(record, self.seeing.taken(record))
             if record.number > 0 and self.store.due(self.config.checkpoint_every):
                 self._checkpoint(record.number)
         self.observer(record)

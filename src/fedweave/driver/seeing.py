@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fedweave.contract import Local
 from fedweave.diagnosis import Observed, Seen, observed, watched
+from fedweave.history import Round
 
 
 class Seeing:
@@ -29,7 +31,9 @@ class Seeing:
     def note(self, seen: Iterable[Seen]) -> None:
         self._seen += seen
 
-    def taken(self, round: int) -> Observed | None:
-        """What was seen of the round that is over."""
+    def taken(self, record: Round) -> Observed | None:
+        """What was seen of the clients of the round that is over. How stale an update is says the round that it entered."""
         seen, self._seen = self._seen, []
-        return observed(round, sorted(seen, key=lambda one: one.client), self.seed) if seen else None
+        stale = dict(zip(record.cohort, record.staleness, strict=True)) if record.staleness else dict.fromkeys(record.cohort, 0)
+        ordered = sorted((one for one in seen if one.client in stale), key=lambda one: one.client)
+        return observed(record.number, [replace(o, staleness=stale[o.client]) for o in ordered], self.seed) if ordered else None

@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from fedweave.contract import Local
 from fedweave.coordinator import LATE, Answered, Failed, Fired, SetTimer, Train
 from fedweave.errors import UsageError
-from fedweave.population import Asked, Devices, Fate, in_time
+from fedweave.population import Asked, Devices, Effort, Fate, Full, in_time, processed
 
 PATIENCE = 10_000
 """Failures and timers in a row, without an answer, after which a run is given up."""
+
+FULL = Full()
 
 Told = Answered | Failed | Fired
 
@@ -56,7 +57,14 @@ class World:
         self._idle = 0
 
     def begin(
-        self, train: Train, asked: Asked, plans: Sequence[Local | None], load: Load, task: int, at: float
+        self,
+        train: Train,
+        asked: Asked,
+        plans: Sequence[Local | None],
+        load: Load,
+        task: int,
+        at: float,
+        effort: Effort = FULL,
     ) -> list[Local | None]:
         """Clients set to work.
 
@@ -66,11 +74,13 @@ class World:
             plans: how much of it each is going to do.
             task: the number that says what becomes of it.
             at: when they are asked.
+            effort: whose plans they are: it knows when a client without one gives up.
 
         Returns:
             what each really does: less than planned, where the round is over before it is done.
         """
-        work, found = self._workload(plans, asked, load, train.survey), list(plans)
+        own = asked.sizes if train.survey else processed(effort, asked, plans)
+        work, found = own + load.passes * asked.sizes, list(plans)
         fates = self.devices.fates(self.seed, task, train.clients)
         times = self.devices.seconds(train.clients, work, load.down, load.up).scaled(fates.factor)
         end = times.total
@@ -91,6 +101,8 @@ class World:
             after, event = float(end[i]), self._outcome(Fate(kind), where, train.survey, found[i])
             if kind == Fate.NEVER_STARTS:
                 after = float(times.down[i])
+            elif found[i] is None and not train.survey:
+                after = float(times.down[i] + fates.part[i] * times.compute[i])  # it has nothing to send
             elif kind == Fate.DIES:
                 after = float(times.down[i] + fates.part[i] * times.compute[i])
             if not online[i]:
@@ -106,20 +118,6 @@ class World:
         if kind in (Fate.NEVER_STARTS, Fate.DIES):
             return Failed(*where, kind.word, survey)
         return Answered(*where, survey) if plan is not None else Failed(*where, LATE, survey)
-
-    @staticmethod
-    def _workload(plans: Sequence[Local | None], asked: Asked, load: Load, survey: bool) -> npt.NDArray[np.float64]:
-        """Examples that each client processes, counted as often as they are seen [K]."""
-        found = np.zeros(len(plans))
-        for i, (plan, size) in enumerate(zip(plans, asked.sizes.tolist(), strict=True)):
-            local = plan or asked.local
-            if survey:
-                found[i] = size
-            elif local.steps is not None:
-                found[i] = local.steps * min(local.batch_size or size, size)
-            else:
-                found[i] = (local.epochs or 0) * size
-        return found + load.passes * asked.sizes
 
     def cancel(self, tasks: Sequence[tuple[int, int]]) -> None:
         """What these would have sent does not come."""

@@ -25,6 +25,7 @@ from fedweave.population.efforts import (
     effort,
     examples_of,
     in_time,
+    processed,
 )
 from fedweave.population.source import SOURCES, Mixture, Population, Source, Trace, population, spell
 
@@ -32,5 +33,5 @@ __all__ = [
     "EFFORTS", "SOURCES", "Asked", "Deadline", "Devices", "Diurnal", "Effort", "Fate", "Fates", "Full", "Mixture", "Population",
     "Seconds", "Sessions", "Source", "Stragglers", "Times", "Trace", "Uniform", "effort",
     "examples_of", "in_time",
-    "population", "spell",
+    "population", "processed", "spell",
 ]  # fmt: skip

@@ -124,8 +124,11 @@ class Seconds:
     def __post_init__(self) -> None:
         within("budget", self.budget, 0)
 
+    def budgets(self, asked: Asked) -> npt.NDArray[np.float64]:
+        return np.full(len(asked.clients), float(self.budget))
+
     def plan(self, asked: Asked) -> Sequence[Local | None]:
-        return in_time(asked, np.full(len(asked.clients), float(self.budget)), self.drop)
+        return in_time(asked, self.budgets(asked), self.drop)
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,12 @@ class Deadline:
     def __post_init__(self) -> None:
         within("seconds", self.seconds, 0)
 
-    def plan(self, asked: Asked) -> Sequence[Local | None]:
+    def budgets(self, asked: Asked) -> npt.NDArray[np.float64]:
         devices = _devices("deadline", asked)
-        transfers = devices.seconds(asked.clients, 0, asked.down_bytes, asked.up_bytes)
-        return in_time(asked, self.seconds - transfers.total, self.drop)
+        return self.seconds - devices.seconds(asked.clients, 0, asked.down_bytes, asked.up_bytes).total
+
+    def plan(self, asked: Asked) -> Sequence[Local | None]:
+        return in_time(asked, self.budgets(asked), self.drop)
 
 
 def _devices(name: str, asked: Asked) -> Devices:
@@ -167,6 +172,21 @@ def in_time(asked: Asked, budgets: npt.NDArray[np.float64], drop: bool = False) 
         fine = done == most and budget >= 0
         plans.append(asked.local if fine else None if drop or done == 0 else _stopped(asked.local, size, done))
     return plans
+
+
+def processed(effort: Effort, asked: Asked, plans: Sequence[Local | None]) -> npt.NDArray[np.float64]:
+    """Examples that each client processes, each counted as often as it is seen [K]. A client without a plan begins all that it
+    is asked for: where its effort ends in time, it stops then."""
+    whole = [examples_of(plan or asked.local, size) for plan, size in zip(plans, asked.sizes.tolist(), strict=True)]
+    found = np.array(whole, np.float64)
+    vain = np.array([plan is None for plan in plans], np.bool_)
+    if isinstance(effort, (Seconds, Deadline)) and vain.any():
+        speeds = _devices("budget", asked).speed[asked.clients]
+        # Whoever has no time left does nothing, however fast it is.
+        budgets = np.maximum(effort.budgets(asked), 0.0)
+        most = np.multiply(budgets, speeds, out=np.zeros(len(plans)), where=budgets > 0)
+        found[vain] = np.minimum(found, most)[vain]
+    return found
 
 
 def examples_of(local: Local, size: int) -> int:
