@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from fedweave.errors import DataError, FedweaveError, UsageError
+from fedweave.errors import DataError, FedweaveError, StoreError, UsageError
 from fedweave.net import failpoints
 from fedweave.net.gate import NAME
 from fedweave.net.journal import Journal, Made
@@ -199,7 +199,11 @@ class Session:
             except Gone as gone:
                 log.info("task is over", why=str(gone))
                 return
-            except (FedweaveError, MemoryError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            except StoreError:
+                raise
+            except (
+                FedweaveError, MemoryError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, OSError
+            ) as error:  # fmt: skip
                 log.error("task failed", why=f"{type(error).__name__}: {error}", exc_info=True)
                 reason = str(error) if isinstance(error, FedweaveError) else type(error).__name__
                 self._give_up(task, reason)
@@ -228,6 +232,17 @@ class Session:
                 raise DataError("the ask came damaged")
             return read(sent.inline)
         path = self.journal.folder / "ask.safetensors"
+        try:
+            self._gathered(task, blob, path)
+        except OSError as error:
+            folder = self.journal.folder
+            raise StoreError(
+                f"{folder} cannot be written: {error.strerror}. Free some space; the same command goes on."
+            ) from None
+        return read(path)
+
+    def _gathered(self, task: Any, blob: Blob, path: Path) -> None:
+        """Fetch an ask into a file."""
         intake = Intake(blob, self.journal.folder / "ask.part")
         try:
             self._in_flight(
@@ -239,7 +254,6 @@ class Session:
             intake.path.replace(path)
         finally:
             intake.close()
-        return read(path)
 
     def _in_flight(
         self, method: str, indices: Iterable[int], ask: Callable[[int], Any], take: Callable[[int, Any], None]

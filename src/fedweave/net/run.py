@@ -252,7 +252,7 @@ class Run:
         roster.restore(dict(snapshot.roster))
         self.desk = Desk(
             self.id, self.config, coordinator, roster, self.terms.effort, sizes, self.asks, self._published,
-            self.evaluates,
+            self.evaluates, self.patiently,
         )  # fmt: skip
         self.observer(self._opening(len(records)))
         if isinstance(coordinator.course, FlowCourse):

@@ -59,6 +59,7 @@ class Federation:
         self._kick = asyncio.Event()
         self._intakes: dict[str, Intake] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._unwritten = ""
 
     # Life ----------------------------------------------------------------------------------------------------------------
 
@@ -144,7 +145,10 @@ class Federation:
                 if method in MUTATING:
                     self.gate.signed(method, request, name)
                 assert work is not None
-                return await work(request, name)
+                reply = await work(request, name)
+                if method in ("PushChunk", "Commit"):
+                    self._unwritten = ""
+                return reply
             except Refused as refused:
                 code, why = refused.code.name, refused.why
                 self.log.warning("refused", method=method, code=code, why=why)
@@ -153,7 +157,7 @@ class Federation:
                 code = "INVALID_ARGUMENT"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except (StoreError, OSError) as error:
-                code = "UNAVAILABLE"
+                code, self._unwritten = "UNAVAILABLE", str(error)
                 self.log.error("unavailable", method=method, why=str(error))
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write at the moment; come again")
             finally:
@@ -266,7 +270,13 @@ class Federation:
         failpoints.reached("update.received")
         path = self.run.path(blob.id.hex())
         del self._intakes[task.id]
-        await asyncio.to_thread(intake.finish, path)
+        try:
+            await asyncio.to_thread(intake.finish, path)
+        except OSError:
+            # After an fsync that failed nobody knows what is on disk: it has to come again.
+            intake.close()
+            intake.path.unlink(missing_ok=True)
+            raise
         failpoints.reached("update.renamed")
         said, why = await asyncio.to_thread(self._opened, path, task, member)
         return await self._judged(Offer(task.id, member.number, blob.id.hex(), None, said, why))
@@ -310,6 +320,12 @@ class Federation:
     async def _status(self, request: Any, name: str) -> Any:
         return pb.StatusReply(**self.status())
 
+    @property
+    def wrong(self) -> str:
+        """What keeps the run from going on; empty if nothing does."""
+        failed = "" if self.core.failed is None else str(self.core.failed)
+        return self.core.degraded or failed or ("" if self.ended else self._unwritten)
+
     def status(self) -> dict[str, Any]:
         """Where the run stands."""
         run, desk = self.run, self.core.desk
@@ -317,7 +333,7 @@ class Federation:
         phase: str = "over" if self.ended else "gathering" if desk is None else desk.coordinator.phase
         if self.draining and not self.ended:
             phase = "draining"
-        message = self.ended or (self.core.degraded and f"Waiting for the ledger: {self.core.degraded}")
+        message = self.ended or (self.wrong and f"Waiting until it can be written: {self.wrong}")
         return {
             "run": run.id,
             "phase": phase,
