@@ -134,7 +134,7 @@ def test_a_clients_disk_that_is_full(size: int, small: Path, tmp_path: Path) -> 
         wait()
     # What was trained when the disk was full is trained again: nothing of it had left the machine.
     assert sorted({*pull.trained}) == list(range(1, rounds + 1))
-    assert len(pull.trained) == rounds + 1
+    assert rounds < len(pull.trained) <= rounds + 2
     check(tmp_path / "run", {0: small / "work"}, rounds, {0: 10}, lambda who: expected([pull], rounds, who))
 
 
