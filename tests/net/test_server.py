@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -21,7 +22,7 @@ from deploying import Pull, configured, expected, joined, line, served
 
 from fedweave.errors import StoreError, UsageError
 from fedweave.net import core
-from fedweave.net.client import Gone
+from fedweave.net.client import Gone, Session
 from fedweave.net.own import Done, OwnWorker
 from fedweave.net.run import Limits
 from fedweave.net.serving import Serving
@@ -33,6 +34,11 @@ from fedweave.wire import fedweave_pb2 as pb
 
 SIZE = 8
 REPORT = {"report": json.dumps({"examples": 10, "steps": 1, "loss": 0.5})}
+
+
+def _quietly(session: Session) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        session.work()
 
 
 class Bad(OwnWorker):
@@ -156,7 +162,10 @@ def test_who_joined_may_still_say_nonsense(tmp_path: Path) -> None:
         joining = who.call("Join", pb.JoinRequest(examples=10))
         run = joining.run
         assert who.call("Join", pb.JoinRequest(examples=10)).number == joining.number == 1
-        assert "10 examples before" in who.call("Join", pb.JoinRequest(examples=11)).refused
+        changed = who.call("Join", pb.JoinRequest(examples=11)).refused
+        assert "with 10 examples, and now comes with 11" in changed
+        assert "begin a new run" in changed
+        assert "to train its own way" in who.call("Join", pb.JoinRequest(examples=10, own_training=True)).refused
         assert "another role" in who.call("Join", pb.JoinRequest(examples=10, role=pb.EVALUATOR)).refused
         huge = pb.Blob(size=1 << 50)
         with pytest.raises(Gone, match="too large"):
@@ -296,8 +305,12 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
 
     assert checked()["acknowledged"] == 6
     for spoil, why in (
-        ("update answers set \"update\" = 'ff' where client = 0 and round = 1", "not what the client sent"),
-        ("delete from answers where client = 1 and round = 2", "has it not"),
+        ("update answers set \"update\" = 'ff' where client = 0 and round = 3", "not what the client sent"),
+        ("delete from answers where client = 1 and round = 3", "has it not"),
+        (
+            "update rounds set cohort = cast(x'01' || substr(cohort, 2) as blob) where number = 2",
+            "was told that it is in, and round 2",
+        ),
         ("delete from rounds where number = 2", "a round is lost"),
     ):
         saved = (tmp_path / "run" / "ledger.sqlite3").read_bytes()
@@ -420,3 +433,85 @@ def test_a_run_that_is_over_tells_who_comes_back(tmp_path: Path) -> None:
         wait()
     assert pulls[0].trained == [1, 2]
     assert (tmp_path / "run" / "final.safetensors").read_bytes() == before
+
+
+def test_old_verdicts_are_forgotten_and_the_last_are_kept(tmp_path: Path) -> None:
+    """The ledger stays flat; who asks again for its last verdict hears it, and for an older one that it is too late."""
+    import sqlite3
+
+    config, run = configured(tmp_path, SIZE, 2, 40), tmp_path / "run"
+    with served(config, run, Serving(linger=5.0)) as (address, _):
+        who, other = line(address, "a"), line(address, "b")
+        name = who.call("Join", pb.JoinRequest(examples=10)).run
+        other.call("Join", pb.JoinRequest(examples=10))
+        good, rows = {"delta": np.ones(SIZE, np.float32), "weight": 10}, []
+        before: list[Any] = []
+
+        def commit(stub: Any, task: Any) -> Any:
+            content = encode(good, REPORT)
+            blob = Blob.of(content)
+            sent = pb.Blob(id=blob.id, size=blob.size, chunks=blob.chunks, inline=content)
+            return stub.call("Commit", pb.CommitRequest(run=name, task=task.id, round=task.round, update=sent))
+
+        for round in range(1, 40):
+            for stub in (who, other):
+                task = stub.call("Poll", pb.PollRequest(run=name, wait_seconds=10)).task
+                assert task.round == round
+                assert commit(stub, task).verdict == pb.CommitReply.ACCEPTED
+                assert commit(stub, task).verdict == pb.CommitReply.ACCEPTED, "its last verdict, whatever the others do"
+            before.append(task)
+            ledger = sqlite3.connect(f"file:{run / 'ledger.sqlite3'}?mode=ro", uri=True)
+            rows.append(ledger.execute("select count(*) from answers").fetchone()[0])
+            ledger.close()
+        assert max(rows) <= 4
+        assert commit(other, before[-1]).verdict == pb.CommitReply.ACCEPTED
+        old = commit(other, before[0])
+        assert (old.verdict, old.reason[:36]) == (pb.CommitReply.LATE, "this client has answered in round 39")
+        for stub in (who, other):
+            stub.channel.close()
+
+
+def test_who_is_away_is_not_asked(tmp_path: Path) -> None:
+    """sampling="available": a client that has not called for --silent-seconds is not drawn, and is again when it is back. A
+    coordinator that was started again draws the same."""
+    pulls = [Pull(k, SIZE) for k in range(3)]
+    config = configured(tmp_path, SIZE, 3, 100_000, cohort=2, sampling="available", seed=5)
+    run, limits = tmp_path / "run", Limits(silent_seconds=1.0)
+
+    def cohorts() -> list[tuple[int, ...]]:
+        path = run / "rounds.jsonl"
+        return [tuple(json.loads(text)["cohort"]) for text in path.read_text().splitlines()] if path.exists() else []
+
+    def until(met: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not met():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    class Slow(Pull):
+        def train(self, weights: Any, turn: Any) -> Any:
+            time.sleep(0.01)
+            return super().train(weights, turn)
+
+    pulls = [Slow(k, SIZE) for k in range(3)]
+    with served(config, run, Serving(limits=limits, linger=0.0)) as (address, _), contextlib.ExitStack() as stack:
+        stops = []
+        for k in range(3):
+            stop = threading.Event()
+            session = Session(line(address, f"c{k + 1}", stop), OwnWorker(pulls[k]), tmp_path / f"c{k + 1}", k + 1)
+            thread = threading.Thread(target=lambda s=session: _quietly(s), daemon=True)
+            thread.start()
+            stack.callback(thread.join, 10)
+            stack.callback(stop.set)
+            stops.append(stop)
+        until(lambda: len({client for cohort in cohorts() for client in cohort}) == 3)
+        stops[2].set()
+        until(lambda: len(cohorts()) > 30 and all(2 not in cohort for cohort in cohorts()[-30:]))
+        away = len(cohorts())
+        session = Session(line(address, "c3", stops[0]), OwnWorker(pulls[2]), tmp_path / "c3", 3)
+        thread = threading.Thread(target=lambda: _quietly(session), daemon=True)
+        thread.start()
+        stack.callback(thread.join, 10)
+        until(lambda: any(2 in cohort for cohort in cohorts()[away:]))
+    found = [record for record in load_result(run).history if record.dropped]
+    assert len(found) <= 2, "only in a round in which it went"

@@ -20,6 +20,7 @@ from fedweave.errors import DataError, UsageError
 from fedweave.layout import Layout
 from fedweave.policy import cohort_size
 from fedweave.store import RunStore, Snapshot, pack
+from fedweave.store.events import Member
 from fedweave.terms import Terms
 from fedweave.values import Arrays
 from fedweave.wire import read
@@ -94,6 +95,23 @@ def layout_of(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Layout:
     if "layout" in metadata:
         return Layout.parse(metadata["layout"])
     return Layout.of((name, array.shape, str(array.dtype)) for name, array in arrays.items())
+
+
+def refused_again(known: Member, examples: int, own_training: bool) -> str | None:
+    """Why a client that has joined before cannot come back as it is now; None if it can."""
+    if known.examples != examples:
+        return (
+            f"{known.name} has joined this run with {known.examples} examples, and now comes with {examples}; what a client "
+            f"counts is fixed for a run, so load the same {known.examples} again, or begin a new run for the new data (serve "
+            "with another --out)"
+        )
+    if known.own_training != own_training:
+        before, now = ("its own way", "the run's own model") if known.own_training else ("the run's own model", "its own way")
+        return (
+            f"{known.name} has joined this run to train {before}, and now comes to train {now}; have its data loader return "
+            "what it did before, or begin a new run (serve with another --out)"
+        )
+    return None
 
 
 def needs_steps(algorithm: Algorithm) -> str | None:

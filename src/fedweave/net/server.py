@@ -45,12 +45,13 @@ class Federation:
     def __init__(self, run: Run, gate: Gate, log: Any, seen: Callable[[str, str, float], None] | None = None) -> None:
         self.run, self.gate, self.log = run, gate, log
         self.count = seen or (lambda method, code, seconds: None)
-        self.core = Core(run, self._changed)
+        self.core = Core(run, self._changed, offline=self._offline)
         self.ended = ""
         self.told: set[int] = set()
         self.over = asyncio.Event()
         self.draining = False
         self.contact: dict[int, float] = {}
+        self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, dict[str, Task]] = {}
         self._since: dict[str, float] = {}
@@ -93,6 +94,17 @@ class Federation:
             if not self._polling.get(client)
             for task in tasks.values()
             if now - max(self.contact.get(client, 0.0), self._since.get(task.id, now)) > most
+        )
+
+    def _offline(self) -> frozenset[int]:
+        """Clients that nobody has heard of for so long that a task of theirs would be given up; in the core's thread."""
+        since = time.monotonic() - self.run.limits.silent_seconds
+        return frozenset(
+            member.number
+            for member in self.run.members
+            if member.number != EVALUATOR
+            and not self._polling.get(member.number)
+            and self.contact.get(member.number, self._began) < since
         )
 
     def _changed(self, change: Change) -> None:
@@ -241,7 +253,7 @@ class Federation:
         task = self._task(request.task, member)
         blob = Blob.claimed(request.update.id, request.update.size, request.update.chunks)
         if task is None:
-            return await self._judged(Offer(request.task, member.number, blob.id.hex(), None, None))
+            return await self._judged(Offer(request.task, member.number, blob.id.hex(), None, None, round=request.round))
         awaited = Claim(self.run.id, task.round, task.id, member.name, self._largest(task))
         if why := misplaced(Claim(request.run, request.round, request.task, name, blob.size), awaited):
             return await self._judged(Offer(task.id, member.number, blob.id.hex(), None, None, why))

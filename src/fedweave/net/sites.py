@@ -55,7 +55,7 @@ class Joining:
     threads: int | None = None
     memory: float | None = None
     hours: str | None = None
-    channel: Callable[[str], grpc.Channel] | None = None
+    channel: Callable[[str], Any] | None = None
     sign: Callable[[str, Any], None] = lambda method, request: None
     refused: Callable[[Any], None] = lambda error: None
     quiet: bool = False
