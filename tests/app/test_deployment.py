@@ -111,7 +111,7 @@ def test_up_goes_on_with_what_was_ended(tmp_path: Path) -> None:
 
 REFUSED = {
     "fedma": (["--algorithm", "fedma"], "model's layers"),
-    "population": (["--population", "phones"], "only a simulation has"),
+    "population": (["--population", "population(speed=lognormal(median=100, sigma=1))"], "only a simulation has"),
     "attack": (["--attack", "ipm(epsilon=0.1)", "--byzantine", "1"], "only a simulation has"),
     "late": (["--policy", "deadline(seconds=1, late='keep')"], "use late='drop'"),
 }
@@ -124,17 +124,6 @@ def test_what_cannot_be_deployed_is_refused_and_says_why(kind: str, tmp_path: Pa
     assert done.exit_code == 2, done.output
     assert why in " ".join(done.output.split())
     assert not (tmp_path / "x").exists(), "nothing is left behind"
-
-
-def test_up_says_what_a_process_refuses(tmp_path: Path) -> None:
-    flags = ["--data", "digits", "--clients", "2", "--algorithm", "fedma"]
-    done = CliRunner().invoke(app, ["up", *flags, "--out", str(tmp_path / "x"), "--quiet"])
-    assert done.exit_code == 2
-    done = CliRunner().invoke(
-        app, ["up", *FLAGS, "--attack", "ipm(epsilon=0.1)", "--byzantine", "1", "--out", str(tmp_path / "y")]
-    )
-    assert done.exit_code == 2
-    assert "only a simulation has" in done.output
 
 
 def test_a_served_run_is_looked_at_stopped_and_gone_on_with(tmp_path: Path) -> None:

@@ -214,6 +214,45 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
     print(f"{killed} kills of clients, 30 % of {clients} in each of {rounds} rounds: 0 failures")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_client_that_is_told_to_end_does_though_all_goes_well(number: signal.Signals, tmp_path: Path) -> None:
+    """It waits for others to join; the same command goes on."""
+    trial = Trial(tmp_path, 30, clients=2, rounds=2)
+    server, processes = trial.serve(), []
+
+    def join(k: int) -> subprocess.Popen[bytes]:
+        words = [
+            "join",
+            "--server",
+            trial.address,
+            "--insecure",
+            "--workdir",
+            str(tmp_path / f"c{k + 1}"),
+            "--number",
+            str(k + 1),
+        ]
+        processes.append(spawn([*words, "--data", f"faulty:load(number={k}, size=30)"], tmp_path / f"c{k + 1}.log"))
+        return processes[-1]
+
+    try:
+        first, log = join(0), tmp_path / "c1.log"
+        end = time.monotonic() + 60
+        while "joined" not in log.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        first.send_signal(number)
+        assert first.wait(30) == 130
+        assert "the same command goes on" in log.read_text()
+        again = [join(0), join(1)]
+        assert [process.wait(60) for process in again] == [0, 0]
+        assert server.wait(30) == 0
+    finally:
+        for process in [server, *processes]:
+            process.kill()
+            process.wait()
+    trial.check({k: tmp_path / f"c{k + 1}" for k in range(2)})
+
+
 def test_a_client_that_cannot_repeat_itself_is_still_counted_once(tmp_path: Path) -> None:
     """Its update is made once: after a kill the same bytes are sent, not new ones."""
     trial = Trial(tmp_path, 30, clients=1, rounds=4)

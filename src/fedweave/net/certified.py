@@ -27,6 +27,8 @@ FLOOR = "fedweave-nonce-floor"
 """Trailing metadata of a refusal: a nonce above it would be taken."""
 ENROLLING = 30.0
 """Seconds until an enrolment is given up."""
+AGAIN = (0.3, 1.0)
+"""Seconds before an enrolment that found nobody is tried again: a coordinator may be about to listen."""
 LOOK = 3600.0
 """Seconds between two looks at whether a client's certificate is to be renewed."""
 
@@ -212,8 +214,11 @@ def renewing(folder: Path, server: str) -> Callable[[bytes], bytes]:
 def _enrolled(line: grpc.Channel, request: Any, server: str) -> bytes:
     asked, given = METHODS["Enrol"]
     call = line.unary_unary(path("Enrol"), asked.SerializeToString, given.FromString)
-    try:
-        reply = call(request, timeout=ENROLLING)
-    except grpc.RpcError as error:
-        raise IdentityError(f"{server} did not enrol this client: {error.details()} ({error.code().name}).") from None
-    return str(reply.certificate).encode()
+    pauses = list(AGAIN)
+    while True:
+        try:
+            return str(call(request, timeout=ENROLLING).certificate).encode()
+        except grpc.RpcError as error:
+            if not pauses or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise IdentityError(f"{server} did not enrol this client: {error.details()} ({error.code().name}).") from None
+            time.sleep(pauses.pop(0))

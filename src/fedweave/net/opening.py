@@ -44,10 +44,6 @@ def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> R
     if clients is None:
         raise UsageError("clients is not given; say how many clients the run has, e.g. clients = 4.")
     algorithm = named_algorithm(config.algorithm).bind(layout)
-    if algorithm.prepares or algorithm.wires:
-        raise UsageError(
-            f"{config.algorithm} prepares each client's training from the model's layers, and cannot be served yet."
-        )
     algorithm.check(config.local.value(), cohort_size(config.cohort, clients))
     weights, buffers = layout.flatten(content.arrays)
     if not np.isfinite(weights).all():
@@ -85,7 +81,16 @@ def servable(config: Config) -> None:
     """
     for name, value, plain in (("population", config.population, None), ("attack", config.attack, None)):
         if value != plain:
-            raise UsageError(f"{name} is {value!r}, which only a simulation has; real clients are as they are.")
+            raise UsageError(
+                f"{name} is {value!r}, which only a simulation has; real clients are as they are. Leave it out, or simulate: "
+                "fedweave run."
+            )
+    algorithm = named_algorithm(config.algorithm)
+    if algorithm.prepares or algorithm.wires:
+        raise UsageError(
+            f"{config.algorithm} changes each client's training by how the model's layers hang together, which a coordinator "
+            "cannot do over a network yet. Choose another algorithm, or simulate: fedweave run."
+        )
     if getattr(Terms.of(config).policy, "late", "drop") == "keep":
         raise UsageError("late is 'keep', but real clients do not stop in the middle of their training yet; use late='drop'.")
 
