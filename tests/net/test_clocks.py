@@ -24,7 +24,7 @@ TIMES = max(int(os.environ.get("FEDWEAVE_KILLS", "20")) // 20, 1)
 def said(words: list[str], log: Path) -> tuple[int, str]:
     """A command's exit code, and all that it printed."""
     log.unlink(missing_ok=True)
-    code = spawn(words, log).wait(60)
+    code = spawn(words, log).wait(300)
     return code, " ".join(log.read_text().split())
 
 
@@ -59,7 +59,7 @@ def test_clocks_that_jump_by_an_hour(policy: str, site: Any, tmp_path: Path, mon
         return path.read_text().count("\n") if path.exists() else 0
 
     processes = {"server": spawn(serve, tmp_path / "server.log"), 1: join(1), 2: join(2)}
-    end = time.monotonic() + 90 * TIMES
+    end = time.monotonic() + 300 * TIMES
     try:
         for kill in range(TIMES):
             while done() < (kill + 1) * rounds // (TIMES + 1):
@@ -81,7 +81,7 @@ def test_clocks_that_jump_by_an_hour(policy: str, site: Any, tmp_path: Path, mon
     check(run, folders, rounds, {0: 10, 1: 11}, lambda who: expected(pulls, rounds, who))
     records = [json.loads(text) for text in (run / "rounds.jsonl").read_text().splitlines()]
     assert all(record["dropped"] == [] for record in records), "somebody was given up because a clock jumped"
-    assert all(0 <= record["seconds"] < 240 for record in records)
+    assert all(0 <= record["seconds"] < 600 for record in records)
     print(f"clocks jumped by hours through {rounds} rounds, {TIMES} kills, policy {policy}: 0 failures")
 
 

@@ -187,14 +187,14 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
     lines, killed, done = trial.run / "rounds.jsonl", 0, -1
     processes = {k: client(k) for k in range(clients)}
     try:
-        end = time.monotonic() + 60 + 30 * rounds
+        end = time.monotonic() + 300
         while server.poll() is None:
             assert time.monotonic() < end, trial.log.read_text()[-3000:]
             time.sleep(0.01)
             now = lines.read_text().count("\n") if lines.exists() else -1
             if not done < now < rounds:
                 continue
-            done = now
+            done, end = now, time.monotonic() + 300
             time.sleep(float(draw.uniform(0, 0.2)))
             for k in draw.choice(clients, -(-clients * 3 // 10), replace=False).tolist():
                 processes[k].kill()
@@ -202,7 +202,7 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
                 processes[k] = client(k)
         assert server.returncode == 0, trial.log.read_text()[-3000:]
         for process in processes.values():
-            process.wait(30)
+            process.wait(120)
     finally:
         for process in [server, *processes.values()]:
             process.kill()
@@ -236,7 +236,7 @@ def test_a_client_that_is_told_to_end_does_though_all_goes_well(number: signal.S
 
     try:
         first, log = join(0), tmp_path / "c1.log"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while "joined" not in log.read_text():
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -244,8 +244,8 @@ def test_a_client_that_is_told_to_end_does_though_all_goes_well(number: signal.S
         assert first.wait(30) == 130
         assert "the same command goes on" in log.read_text()
         again = [join(0), join(1)]
-        assert [process.wait(60) for process in again] == [0, 0]
-        assert server.wait(30) == 0
+        assert [process.wait(300) for process in again] == [0, 0]
+        assert server.wait(60) == 0
     finally:
         for process in [server, *processes]:
             process.kill()
