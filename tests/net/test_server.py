@@ -566,3 +566,17 @@ def test_who_was_away_is_in_the_ledger(rounds: int, tmp_path: Path) -> None:
     assert again.run.offline == away
     assert tasks(again) == drawn
     again.close()
+
+
+def test_a_caller_that_is_cut_off_while_it_waits_ends_nothing(tmp_path: Path) -> None:
+    """A connection that breaks, or a deadline, between a request and its answer."""
+    config = configured(tmp_path, SIZE, 2, 1)
+    owner = Core(Run(begin(config, tmp_path / "run", Path(str(config.initial))), Limits()), lambda change: None)
+    owner.start()
+    waits = owner.submit(Join("a", None, 10, True, False))
+    waits.cancel()
+    assert not waits.cancelled()
+    assert owner.submit(Join("b", None, 10, True, False)).result(10).number == 1
+    assert [member.name for member in owner.run.members] == ["a", "b"]
+    assert owner.failed is None
+    owner.close()

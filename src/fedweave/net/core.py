@@ -146,6 +146,8 @@ class Core:
     def submit(self, wish: Wish) -> Future[Any]:
         """Have it done; the future is done when it is durable."""
         future: Future[Any] = Future()
+        # Whoever waits may be cut off; what is done is done all the same, and nobody is to take its answer's place away.
+        future.set_running_or_notify_cancel()
         self._queue.put((wish, future))
         return future
 
