@@ -58,8 +58,9 @@ docs: $(VENV)/.ready-dev ## Build the documentation into site/ (open site/index.
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 SEED ?= 0
-test-faults: $(VENV)/.ready-dev ## kill -9 at KILLS (200) random times and at each durable step; fuzz decoders for FUZZ_SECONDS (60)
-	@FEDWEAVE_KILLS=$(KILLS) FEDWEAVE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/pytest -q -s tests/net/test_faults.py
+FAULTS := tests/net/test_faults.py tests/net/test_disks.py tests/net/test_clocks.py tests/net/test_proxy.py tests/net/test_databases.py
+test-faults: $(VENV)/.ready-dev ## kill -9 at KILLS (200) random times and at each durable step; disks, clocks, networks; fuzz for FUZZ_SECONDS (60)
+	@FEDWEAVE_KILLS=$(KILLS) FEDWEAVE_SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/pytest -q -s $(FAULTS)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check atheris==3.0.0 2>/dev/null || echo "atheris cannot be installed: going by chance"
 	@$(BIN)/python tests/net/fuzz.py $(FUZZ_SECONDS)
 

@@ -252,6 +252,11 @@ def resume(
     store = RunStore.open(folder)
     try:
         about = store.about()
+        if "run" in about:
+            raise UsageError(
+                f"The run in {folder} is a deployed one: go on with `fedweave up --out {folder}` if that began it, or with "
+                f"`fedweave serve --out {folder}`."
+            )
         config = store.config()
         if rounds is not None:
             config = Config.make(config.model_dump() | {"rounds": rounds})
@@ -287,7 +292,8 @@ def load_result(folder: str | Path) -> Result:
         checkpoint = store.restore()
         snapshot = unpack(checkpoint.arrays, np.asarray)
         layout = Layout.parse(snapshot.layout or about["slots"])
-        unfinished = f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave resume {folder}"
+        command = "serve --out" if "run" in about else "resume"
+        unfinished = f"In progress, or killed, after round {checkpoint.round}. Resume with: fedweave {command} {folder}"
         records = [record for record in store.history() if record.number <= checkpoint.round]
         return Result(
             history=[record for record in records if record.number > 0],

@@ -81,15 +81,49 @@ def test_up_ends_in_the_bits_of_run_though_its_processes_are_killed(tmp_path: Pa
     assert "All 6 rounds are done" in run("status", str(tmp_path / "real"))
 
 
-def test_up_says_what_a_process_refuses(tmp_path: Path) -> None:
-    flags = ["--data", "digits", "--clients", "2", "--algorithm", "fedma"]
-    done = CliRunner().invoke(app, ["up", *flags, "--out", str(tmp_path / "x"), "--quiet"])
-    assert done.exit_code == 2
-    done = CliRunner().invoke(
-        app, ["up", *FLAGS, "--attack", "ipm(epsilon=0.1)", "--byzantine", "1", "--out", str(tmp_path / "y")]
-    )
-    assert done.exit_code == 2
-    assert "only a simulation has" in done.output
+def test_up_goes_on_with_what_was_ended(tmp_path: Path) -> None:
+    flags = [*FLAGS[:-6], "--rounds", "9", "--model", "logistic", "--epochs", "1", "--engine", "eager", "--quiet"]
+    run("run", *flags, "--out", str(tmp_path / "simulated"))
+    up, lines = fedweave("up", *flags, "--out", "real", cwd=tmp_path), tmp_path / "real" / "rounds.jsonl"
+    while up.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    up.send_signal(signal.SIGINT)
+    out, _ = up.communicate(timeout=240)
+    stopped = load_result(tmp_path / "real")
+    assert stopped.status == "interrupted", out
+    assert 0 < len(stopped.history) < 9
+    # Other flags are another run; the same, or none, are this one.
+    real = str(tmp_path / "real")
+    refused = CliRunner().invoke(app, ["up", *flags, "--lr", "0.5", "--out", real])
+    assert refused.exit_code == 2
+    assert "lr was" in refused.output
+    assert "is 0.5 now" in " ".join(refused.output.split())
+    assert "fedweave up --out" in CliRunner().invoke(app, ["resume", real]).output
+    again = fedweave("up", "--quiet", "--out", "real", cwd=tmp_path)
+    out, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, out
+    assert bits(tmp_path / "real") == bits(tmp_path / "simulated")
+    # One that is over has nothing to go on with, and says how it ended.
+    assert "9 rounds are done" in run("up", *flags, "--out", real)
+    simulated = CliRunner().invoke(app, ["up", *flags, "--out", str(tmp_path / "simulated")])
+    assert "`fedweave up` did not begin" in " ".join(simulated.output.split())
+
+
+REFUSED = {
+    "fedma": (["--algorithm", "fedma"], "model's layers"),
+    "population": (["--population", "population(speed=lognormal(median=100, sigma=1))"], "only a simulation has"),
+    "attack": (["--attack", "ipm(epsilon=0.1)", "--byzantine", "1"], "only a simulation has"),
+    "late": (["--policy", "deadline(seconds=1, late='keep')"], "use late='drop'"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_deployed_is_refused_and_says_why(kind: str, tmp_path: Path) -> None:
+    flags, why = REFUSED[kind]
+    done = CliRunner().invoke(app, ["up", *FLAGS, *flags, "--out", str(tmp_path / "x"), "--quiet"])
+    assert done.exit_code == 2, done.output
+    assert why in " ".join(done.output.split())
+    assert not (tmp_path / "x").exists(), "nothing is left behind"
 
 
 def test_a_served_run_is_looked_at_stopped_and_gone_on_with(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the command line in a process that dies at a named place, as by kill -9.
+"""Runs the command line in a process that dies at a named place, as by kill -9, or whose wall clock is wrong.
 
 python faulty.py POINT COUNT WORDS...     at the COUNT-th time that POINT is reached; "-" for POINT: never
+
+FEDWEAVE_CLOCK=3600 in the environment: the wall clock is so many seconds ahead, below 0 behind. FEDWEAVE_CLOCK=jumps: it jumps
+by an hour every half second, ahead, then behind, then right.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,17 @@ import numpy as np
 from fedweave.net import failpoints
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def wrong_clock(text: str) -> None:
+    """Have the wall clock wrong, before anything looks at it."""
+    seconds, nanoseconds = time.time, time.time_ns
+
+    def ahead() -> int:
+        return (0, 3600, -3600)[int(time.monotonic() * 2) % 3] if text == "jumps" else int(text)
+
+    time.time = lambda: seconds() + ahead()
+    time.time_ns = lambda: nanoseconds() + ahead() * 1_000_000_000
 
 
 def load(number: int, size: int) -> Any:
@@ -44,6 +59,8 @@ def torn(size: int) -> Any:
 def main() -> None:
     point, count, words = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     left = {point: count}
+    if "FEDWEAVE_CLOCK" in os.environ:
+        wrong_clock(os.environ["FEDWEAVE_CLOCK"])
 
     def hook(reached: str) -> None:
         assert reached in failpoints.POINTS, reached

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy that does to bytes what networks do: cuts connections, flips bits, delivers by drops, and lets nobody through for a
-while. In a thread of its own."""
+"""A proxy that does to bytes what networks do: cuts connections, flips bits, sends twice, in another order or by drops, and
+lets nobody through for a while. In a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+
+KINDS = ["reset", "flip", "truncate", "drops", "partition", "duplicate", "reorder"]
 
 
 class Proxy:
@@ -30,6 +32,9 @@ class Proxy:
         self.draw, self.mean = np.random.default_rng(seed), mean
         self.done: Counter[str] = Counter()
         self.calm = False
+        self.crawling: set[int] = set()
+        """Connections, by their number, that are left to one byte a second for good."""
+        self.met = 0
         self.closed_until = 0.0
 
     async def serve(self, ready: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
@@ -51,7 +56,10 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        ends = [asyncio.create_task(self._pump(reader, back)), asyncio.create_task(self._pump(there, writer))]
+        crawls, self.met = self.met in self.crawling, self.met + 1
+        self.done["1 byte/s"] += crawls
+        pump = self._crawl if crawls else self._pump
+        ends = [asyncio.create_task(pump(reader, back)), asyncio.create_task(pump(there, writer))]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -60,19 +68,30 @@ class Proxy:
             for stream in (writer, back):
                 stream.transport.abort()
 
+    async def _crawl(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(1.0)
+
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = float(self.draw.exponential(self.mean))
         with contextlib.suppress(OSError):
             while data := await reader.read(16_384):
                 left -= len(data)
                 if left < 0 and not self.calm:
-                    kind = str(self.draw.choice(["reset", "flip", "truncate", "drops", "partition"]))
+                    kind = str(self.draw.choice(KINDS))
                     self.done[kind] += 1
                     left = float(self.draw.exponential(self.mean))
                     if kind == "flip":
                         damaged = bytearray(data)
                         damaged[int(self.draw.integers(len(data)))] ^= 1 << int(self.draw.integers(8))
                         data = bytes(damaged)
+                    elif kind == "duplicate":
+                        writer.write(data)
+                    elif kind == "reorder":
+                        data = data[len(data) // 2 :] + data[: len(data) // 2]
                     elif kind == "drops":
                         for i in range(min(len(data), 20)):
                             writer.write(data[i : i + 1])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import io
 import json
 import queue
@@ -237,6 +238,41 @@ def test_a_client_that_joins_renews_when_a_third_is_left(open_run: Any, tmp_path
     site.authority.revoke("alone")
     assert _known(Joining(address, "x:y", folder, "somebody"), None).name == "alone"
     assert Identity.load(folder).certificate == own.certificate
+
+
+def test_a_client_renews_while_it_works(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys change between two tasks, with an update or two on their way before and after; nothing is lost."""
+    monkeypatch.setattr(certified, "LOOK", 0.0)
+    rounds, pulls, stop = 12, [Pull(k, 30) for k in range(2)], threading.Event()
+    ahead = [datetime.timedelta()]
+    with coordinator(site, configured(tmp_path, 30, 2, rounds), tmp_path / "run") as (address, _, wait):
+        names, old = ["ada", "bob"], {}
+        for k, name in enumerate(names):
+            old[name] = site.client(name).certificate
+            known = certified.Known(site.folder / name, address, lambda: certified.wall() + ahead[0])
+            assert known.own.certificate == old[name]
+            way = Line(known, name, known.sign, logs.logger(io.StringIO()), stop, known.refused)
+            pulls[k].train = meanwhile(pulls[k].train, ahead)
+            working(Session(way, OwnWorker(pulls[k]), tmp_path / f"work-{name}", k + 1))
+        wait()
+    for name in names:
+        assert Identity.load(site.folder / name).certificate != old[name]
+    entries = [entry for entry in site.authority.listing() if entry.client == "ada"]
+    assert len(entries) >= 2
+    np.testing.assert_array_equal(weights(tmp_path / "run"), expected(pulls, rounds))
+
+
+def meanwhile(train: Any, ahead: list[datetime.timedelta]) -> Any:
+    """Seventy days pass for the clients in the fourth round."""
+
+    def work(values: Any, turn: Any) -> Any:
+        if turn.round == 4:
+            ahead[0] = datetime.timedelta(days=70)
+        if turn.round == 8:
+            ahead[0] = datetime.timedelta()
+        return train(values, turn)
+
+    return work
 
 
 def test_a_declaration_that_is_none_is_refused_at_the_door(open_run: Any) -> None:

@@ -82,6 +82,15 @@ def test_pruning_keeps_the_last_number(log: EventLog) -> None:
     assert log.last() == 3
 
 
+def test_pruning_keeps_the_verdicts_of_each_clients_last_round(log: EventLog) -> None:
+    rows = [(0, 1, "survey"), (0, 1, "train"), (0, 3, "survey"), (0, 3, "train"), (1, 2, "train"), (-1, 1, "evaluate")]
+    answers = [Answer(f"{i:032x}", client, round, kind, "ab" * 32, "accepted") for i, (client, round, kind) in enumerate(rows)]
+    log.append(ENTRIES, answers)
+    assert [log.last_round(client) for client in (0, 1, -1, 7)] == [3, 2, 1, 0]
+    log.prune(1)
+    assert log.answers() == answers[2:]
+
+
 def test_two_runs_in_one_database_do_not_meet(tmp_path: Path, postgresql: str) -> None:
     engines = [database(tmp_path / name, postgresql) for name in ("a", "b")]
     logs = [EventLog(engine) for engine in engines]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -21,18 +22,27 @@ from deploying import Pull, configured, expected, joined, line, served
 
 from fedweave.errors import StoreError, UsageError
 from fedweave.net import core
-from fedweave.net.client import Gone
+from fedweave.net.client import Gone, Session
+from fedweave.net.core import Core, Join, Offer, Tick
+from fedweave.net.desk import Said
+from fedweave.net.opening import begin
 from fedweave.net.own import Done, OwnWorker
-from fedweave.net.run import Limits
+from fedweave.net.run import Limits, Run
 from fedweave.net.serving import Serving
+from fedweave.net.tasks import Report
 from fedweave.simulation import load_result
 from fedweave.store import RunStore
 from fedweave.store.events import EventLog
-from fedweave.wire import Blob, encode
+from fedweave.wire import Blob, encode, read
 from fedweave.wire import fedweave_pb2 as pb
 
 SIZE = 8
 REPORT = {"report": json.dumps({"examples": 10, "steps": 1, "loss": 0.5})}
+
+
+def _quietly(session: Session) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        session.work()
 
 
 class Bad(OwnWorker):
@@ -156,7 +166,10 @@ def test_who_joined_may_still_say_nonsense(tmp_path: Path) -> None:
         joining = who.call("Join", pb.JoinRequest(examples=10))
         run = joining.run
         assert who.call("Join", pb.JoinRequest(examples=10)).number == joining.number == 1
-        assert "10 examples before" in who.call("Join", pb.JoinRequest(examples=11)).refused
+        changed = who.call("Join", pb.JoinRequest(examples=11)).refused
+        assert "with 10 examples, and now comes with 11" in changed
+        assert "begin a new run" in changed
+        assert "to train its own way" in who.call("Join", pb.JoinRequest(examples=10, own_training=True)).refused
         assert "another role" in who.call("Join", pb.JoinRequest(examples=10, role=pb.EVALUATOR)).refused
         huge = pb.Blob(size=1 << 50)
         with pytest.raises(Gone, match="too large"):
@@ -277,7 +290,6 @@ def test_a_run_in_postgresql(tmp_path: Path, postgresql: str) -> None:
     import safetensors.numpy
 
     assert np.array_equal(safetensors.numpy.load_file(tmp_path / "run" / "final.safetensors")["w"], expected(pulls, 4))
-    assert not (tmp_path / "run" / "ledger.sqlite3").exists()
 
 
 def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
@@ -296,8 +308,12 @@ def test_the_checker_sees_what_is_wrong(tmp_path: Path) -> None:
 
     assert checked()["acknowledged"] == 6
     for spoil, why in (
-        ("update answers set \"update\" = 'ff' where client = 0 and round = 1", "not what the client sent"),
-        ("delete from answers where client = 1 and round = 2", "has it not"),
+        ("update answers set \"update\" = 'ff' where client = 0 and round = 3", "not what the client sent"),
+        ("delete from answers where client = 1 and round = 3", "has it not"),
+        (
+            "update rounds set cohort = cast(x'01' || substr(cohort, 2) as blob) where number = 2",
+            "was told that it is in, and round 2",
+        ),
         ("delete from rounds where number = 2", "a round is lost"),
     ):
         saved = (tmp_path / "run" / "ledger.sqlite3").read_bytes()
@@ -400,6 +416,22 @@ def test_the_time_that_is_given(tmp_path: Path) -> None:
     assert len(result.history) < 100_000
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"algorithm": "fedma"}, "fedma changes each client's training by how the model's layers"),
+        ({"algorithm": "scaffold", "population": "population(speed=lognormal(median=100, sigma=1))"}, "population is"),
+        ({"attack": "ipm(epsilon=0.1)", "byzantine": 1}, "attack is"),
+        ({"policy": "deadline(seconds=1, late='keep')"}, "late is 'keep'"),
+    ],
+)
+def test_what_only_a_simulation_has_is_refused_and_says_what_to_do(more: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught, served(configured(tmp_path, SIZE, 1, 1, **more), tmp_path / "run"):
+        pass
+    assert why in str(caught.value)
+    assert "simulate: fedweave run" in str(caught.value) or "use late='drop'" in str(caught.value)
+
+
 def test_what_nobody_measures_cannot_be_reached(tmp_path: Path) -> None:
     config = configured(tmp_path, SIZE, 1, 1, target="accuracy=0.9", evaluate_every=1)
     with pytest.raises(UsageError, match="--evaluator"), served(config, tmp_path / "run"):
@@ -420,3 +452,131 @@ def test_a_run_that_is_over_tells_who_comes_back(tmp_path: Path) -> None:
         wait()
     assert pulls[0].trained == [1, 2]
     assert (tmp_path / "run" / "final.safetensors").read_bytes() == before
+
+
+def test_old_verdicts_are_forgotten_and_the_last_are_kept(tmp_path: Path) -> None:
+    """The ledger stays flat; who asks again for its last verdict hears it, and for an older one that it is too late."""
+    import sqlite3
+
+    config, run = configured(tmp_path, SIZE, 2, 40), tmp_path / "run"
+    with served(config, run, Serving(linger=5.0)) as (address, _):
+        who, other = line(address, "a"), line(address, "b")
+        name = who.call("Join", pb.JoinRequest(examples=10)).run
+        other.call("Join", pb.JoinRequest(examples=10))
+        good, rows = {"delta": np.ones(SIZE, np.float32), "weight": 10}, []
+        before: list[Any] = []
+
+        def commit(stub: Any, task: Any) -> Any:
+            content = encode(good, REPORT)
+            blob = Blob.of(content)
+            sent = pb.Blob(id=blob.id, size=blob.size, chunks=blob.chunks, inline=content)
+            return stub.call("Commit", pb.CommitRequest(run=name, task=task.id, round=task.round, update=sent))
+
+        for round in range(1, 40):
+            for stub in (who, other):
+                task = stub.call("Poll", pb.PollRequest(run=name, wait_seconds=10)).task
+                assert task.round == round
+                assert commit(stub, task).verdict == pb.CommitReply.ACCEPTED
+                assert commit(stub, task).verdict == pb.CommitReply.ACCEPTED, "its last verdict, whatever the others do"
+            before.append(task)
+            ledger = sqlite3.connect(f"file:{run / 'ledger.sqlite3'}?mode=ro", uri=True)
+            rows.append(ledger.execute("select count(*) from answers").fetchone()[0])
+            ledger.close()
+        assert max(rows) <= 4
+        assert commit(other, before[-1]).verdict == pb.CommitReply.ACCEPTED
+        old = commit(other, before[0])
+        assert (old.verdict, old.reason[:36]) == (pb.CommitReply.LATE, "this client has answered in round 39")
+        for stub in (who, other):
+            stub.channel.close()
+
+
+def test_who_is_away_is_not_asked(tmp_path: Path) -> None:
+    """sampling="available": a client that has not called for --silent-seconds is not drawn, and is again when it is back."""
+    config = configured(tmp_path, SIZE, 3, 100_000, cohort=2, sampling="available", seed=5)
+    run, limits = tmp_path / "run", Limits(silent_seconds=2.0)
+
+    def cohorts() -> list[tuple[int, ...]]:
+        path = run / "rounds.jsonl"
+        return [tuple(json.loads(text)["cohort"]) for text in path.read_text().splitlines()] if path.exists() else []
+
+    def until(met: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not met():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    class Slow(Pull):
+        def train(self, weights: Any, turn: Any) -> Any:
+            time.sleep(0.01)
+            return super().train(weights, turn)
+
+    pulls = [Slow(k, SIZE) for k in range(3)]
+    with served(config, run, Serving(limits=limits, linger=0.0)) as (address, _), contextlib.ExitStack() as stack:
+        stops = []
+        for k in range(3):
+            stop = threading.Event()
+            session = Session(line(address, f"c{k + 1}", stop), OwnWorker(pulls[k]), tmp_path / f"c{k + 1}", k + 1)
+            thread = threading.Thread(target=lambda s=session: _quietly(s), daemon=True)
+            thread.start()
+            stack.callback(thread.join, 10)
+            stack.callback(stop.set)
+            stops.append(stop)
+        until(lambda: len({client for cohort in cohorts() for client in cohort}) == 3)
+        stops[2].set()
+        until(lambda: len(cohorts()) > 30 and all(2 not in cohort for cohort in cohorts()[-15:]))
+        away = len(cohorts())
+        session = Session(line(address, "c3", stops[0]), OwnWorker(pulls[2]), tmp_path / "c3", 3)
+        thread = threading.Thread(target=lambda: _quietly(session), daemon=True)
+        thread.start()
+        stack.callback(thread.join, 10)
+        until(lambda: any(2 in cohort for cohort in cohorts()[away:]))
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_who_was_away_is_in_the_ledger(rounds: int, tmp_path: Path) -> None:
+    """A coordinator that was started again, with or without a checkpoint since, has drawn and draws the same clients."""
+    config = configured(tmp_path, SIZE, 6, 100, cohort=3, sampling="available", seed=3)
+    start, away = Path(str(config.initial)), frozenset({1, 4})
+
+    def opened(store: RunStore) -> Core:
+        made = Core(Run(store, Limits()), lambda change: None, offline=lambda: away)
+        made.start()
+        return made
+
+    def tasks(of: Core) -> list[tuple[int, int]]:
+        assert of.desk is not None
+        return sorted((task.round, task.client) for task in of.desk.tasks.values())
+
+    first = opened(begin(config, tmp_path / "run", start))
+    for number in range(6):
+        first.submit(Join(f"c{number}", number, 10, True, False)).result(10)
+    first.submit(Tick()).result(10)
+    for _ in range(rounds + 1):
+        for task in list(first.desk.tasks.values()) if first.desk is not None else []:
+            content = encode({"delta": np.ones(SIZE, np.float32), "weight": 10}, REPORT)
+            said = Said(read(content), Report(10, 1, 0.5))
+            reply = first.submit(Offer(task.id, task.client, Blob.of(content).id.hex(), content, said)).result(10)
+            assert reply.verdict == "accepted"
+    drawn = tasks(first)
+    assert drawn
+    assert {round for round, _ in drawn} == {rounds + 2}
+    assert away.isdisjoint(client for _, client in drawn)
+    first.close()
+    again = opened(RunStore.open(tmp_path / "run"))
+    assert again.run.offline == away
+    assert tasks(again) == drawn
+    again.close()
+
+
+def test_a_caller_that_is_cut_off_while_it_waits_ends_nothing(tmp_path: Path) -> None:
+    """A connection that breaks, or a deadline, between a request and its answer."""
+    config = configured(tmp_path, SIZE, 2, 1)
+    owner = Core(Run(begin(config, tmp_path / "run", Path(str(config.initial))), Limits()), lambda change: None)
+    owner.start()
+    waits = owner.submit(Join("a", None, 10, True, False))
+    waits.cancel()
+    assert not waits.cancelled()
+    assert owner.submit(Join("b", None, 10, True, False)).result(10).number == 1
+    assert [member.name for member in owner.run.members] == ["a", "b"]
+    assert owner.failed is None
+    owner.close()

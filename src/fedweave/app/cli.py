@@ -133,15 +133,19 @@ def resume(
     _watched(train, folder, json=json, quiet=quiet)
 
 
-def _watched(train: Callable[[Any], Result], folder: Path, *, json: bool, quiet: bool) -> None:
-    """Run ``train`` under the view that fits, write the report, say how it ended, and leave with its exit code."""
+def _watched(train: Callable[[Any], Result], folder: Path, *, json: bool, quiet: bool, again: str = "") -> None:
+    """Run ``train`` under the view that fits, write the report, say how it ended, and leave with its exit code.
+
+    Args:
+        again: the command that goes on with it.
+    """
     from fedweave.app import facts, live
 
     try:
         with live.view(json=json, quiet=quiet) as view:
             result = train(view)
     except KeyboardInterrupt:
-        fail(f"Stopped at once. Go on from the last checkpoint with `fedweave resume {folder}`.", 130)
+        fail(f"Stopped at once. Go on from the last checkpoint with `{again or f'fedweave resume {folder}'}`.", 130)
     from fedweave.app.report import write_report
 
     report = write_report(result)

@@ -137,23 +137,17 @@ def _gate(pki: Path | None, hosts: str | None, enrol_listen: str | None, listen:
 
 
 def _known(given: Joining, name: str | None) -> Joining:
-    """A client with the identity in its workdir, which is renewed if it is time."""
-    from contextlib import suppress
+    """A client with the identity in its workdir, which is renewed when it is time."""
     from dataclasses import replace
-    from datetime import UTC, datetime
 
-    from fedweave.errors import IdentityError
-    from fedweave.net.certified import Seal, channel, renewing
-    from fedweave.net.identity import Identity, renew
+    from fedweave.net.certified import Known
+    from fedweave.net.identity import Identity
 
     own = Identity.load(given.workdir)
     if name not in (None, own.client):
         raise UsageError(f"--name is {name}, but the certificate in {given.workdir} is of {own.client}. Leave --name out.")
-    if own.due(datetime.now(UTC)):
-        with suppress(IdentityError):  # what it has is good for a while
-            own = renew(given.workdir, renewing(given.workdir, given.server))
-    seal = Seal(own)
-    return replace(given, name=own.client, channel=lambda server: channel(own, server), sign=seal, refused=seal.refused)
+    known = Known(given.workdir, given.server)
+    return replace(given, name=own.client, channel=lambda server: known, sign=known.sign, refused=known.refused)
 
 
 def join(
@@ -198,12 +192,18 @@ def up(
     *,
     flags: dict[str, Any],
 ) -> None:
-    """The same as `fedweave run`, as a deployment on this machine: a coordinator's process, and one for each client."""
+    """The same as `fedweave run`, as a deployment on this machine: a coordinator's process, and one for each client. With the
+    --out of one that was ended, it goes on."""
     from fedweave.app import settings, text
     from fedweave.app.cli import _stem, _watched
+    from fedweave.app.up import resumed
 
+    again = config is None and not sets and all(value is None for value in flags.values())
     chosen = settings.configure(config, flags, sets or ())
-    folder = settings.new_folder(out, text.slug(f"{_stem(chosen.data)}-{_stem(chosen.algorithm)}"))
+    if out is not None and settings.is_run(out):
+        chosen, folder = resumed(out, None if again else chosen), out
+    else:
+        folder = settings.new_folder(out, text.slug(f"{_stem(chosen.data)}-{_stem(chosen.algorithm)}"))
 
     def train(view: Any) -> Result:
         from fedweave.app.up import up
@@ -212,7 +212,7 @@ def up(
         return result
 
     try:
-        _watched(train, folder, json=json, quiet=quiet)
+        _watched(train, folder, json=json, quiet=quiet, again=f"fedweave up --out {folder}")
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

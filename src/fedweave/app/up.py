@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from fedweave.app import told
+from fedweave.app.settings import is_run
 from fedweave.config import Config
-from fedweave.errors import EngineError, UsageError
+from fedweave.errors import EngineError, StoreError, UsageError
 from fedweave.history import Event, RunEnded
 from fedweave.interrupt import Interrupt
+from fedweave.store import RunStore
+from fedweave.store.blobs import write_durably
 
 PARTS = "deployment"
 """In the run's folder: what was prepared, and a folder for each client."""
+ASKED = "asked.toml"
+"""There: the configuration as it was given."""
 AGAIN = 100
 """Times that a process which dies is started again."""
 
@@ -96,6 +101,8 @@ class Deployment:
         self.toml = self.parts / CONFIG
         if not self.toml.exists():
             prepare(config, self.parts, split_of(config))
+        if not (self.parts / ASKED).exists():
+            write_durably(self.parts / ASKED, config.toml().encode())
         return Config.read(self.toml)
 
     def _heard(self, line: str) -> None:
@@ -185,9 +192,48 @@ class Deployment:
             raise UsageError(f"{name}: {process.said()}")
 
 
+def resumed(out: Path, given: Config | None) -> Config:
+    """The configuration of a deployment that is to go on.
+
+    Args:
+        given: by flags; None: none were.
+
+    Raises:
+        StoreError: the folder's run is another kind of run.
+        UsageError: the flags are not those that it was begun with.
+    """
+    asked = out / PARTS / ASKED
+    if not asked.exists():
+        raise StoreError(
+            f"{out} holds a run that `fedweave up` did not begin. Go on with it by `fedweave resume {out}` if it was "
+            f"simulated, or by `fedweave serve --out {out}` if it was served; or choose another --out."
+        )
+    before = Config.read(asked)
+    if given is not None and given != before:
+        was, now = before.model_dump(), given.model_dump()
+        changed = [f"{key} was {was[key]!r} and is {now[key]!r} now" for key in was if was[key] != now[key]]
+        raise UsageError(
+            f"{out} holds a run that was begun otherwise: {'; '.join(changed)}. Go on with it by `fedweave up --out {out}` "
+            "alone, or choose another --out."
+        )
+    return before
+
+
+def _over(out: Path) -> bool:
+    """Whether a folder's run is over, so that there is nothing to go on with."""
+    if not is_run(out):
+        return False
+    store = RunStore(out, reading=True)
+    try:
+        return store.about().get("status", "interrupted") != "interrupted"
+    finally:
+        store.close()
+
+
 def up(config: Config, out: Path, observer: Callable[[Event], None]) -> Any:
     """Run a configuration as a deployment on this machine; its result."""
     from fedweave.simulation import load_result
 
-    Deployment(config, out, observer).run()
+    if not _over(out):
+        Deployment(config, out, observer).run()
     return load_result(out)

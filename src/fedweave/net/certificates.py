@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ MOST = 16_384
 
 TlsKey = ec.EllipticCurvePrivateKey
 SignKey = ed25519.Ed25519PrivateKey
+
+
+def wall() -> datetime.datetime:
+    """Now, by the wall clock."""
+    return datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
 
 
 def tls_key() -> TlsKey:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 
 import grpc
 
-from fedweave.errors import IdentityError
+from fedweave.errors import IdentityError, StoreError
 from fedweave.net import signing, tls
+from fedweave.net.certificates import wall
 from fedweave.net.client import OPTIONS
 from fedweave.net.gate import Refused
-from fedweave.net.identity import Identity, Ticket
+from fedweave.net.identity import Identity, Ticket, renew
 from fedweave.net.pki import Authority
 from fedweave.wire import fedweave_pb2 as pb
 from fedweave.wire.methods import METHODS, path
@@ -24,6 +27,10 @@ FLOOR = "fedweave-nonce-floor"
 """Trailing metadata of a refusal: a nonce above it would be taken."""
 ENROLLING = 30.0
 """Seconds until an enrolment is given up."""
+AGAIN = (0.3, 1.0)
+"""Seconds before an enrolment that found nobody is tried again: a coordinator may be about to listen."""
+LOOK = 3600.0
+"""Seconds between two looks at whether a client's certificate is to be renewed."""
 
 
 def body(request: Any) -> bytes:
@@ -123,6 +130,66 @@ def channel(identity: Identity, server: str) -> grpc.Channel:
     return grpc.secure_channel(server, tls.channel_credentials(identity), options=OPTIONS)
 
 
+class Known:
+    """An enrolled client's channel and seal. Its certificate is renewed when a third of its life is left, also while it works.
+
+    Args:
+        folder: with its identity.
+        server: the coordinator's host and port.
+        clock: the wall clock.
+
+    It is used as a ``grpc.Channel`` is by a ``Line``.
+    """
+
+    def __init__(self, folder: Path, server: str, clock: Callable[[], datetime.datetime] = wall) -> None:
+        self.folder, self.server, self.clock = folder, server, clock
+        self.own = Identity.load(folder)
+        self._before: grpc.Channel | None = None
+        self._looked = time.monotonic()
+        self._renew()
+        self._channel, self._seal = channel(self.own, server), Seal(self.own)
+
+    def unary_unary(self, method: str, *given: Any) -> Any:
+        """The call of a name. A client polls while it has nothing else on its way: then keys can change."""
+        if method == path("Poll") and time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            if self._renew():
+                if self._before is not None:
+                    self._before.close()
+                self._before = self._channel
+                self._channel, self._seal = channel(self.own, self.server), Seal(self.own)
+        return self._channel.unary_unary(method, *given)
+
+    def _renew(self) -> bool:
+        if not self.own.due(self.clock()):
+            return False
+        try:
+            self.own = renew(self.folder, renewing(self.folder, self.server))
+        except (IdentityError, StoreError):
+            return False  # what it has is good for a while
+        return True
+
+    def sign(self, method: str, request: Any) -> None:
+        """Sign a request with the key of the certificate that the channel shows."""
+        self._seal(method, request)
+
+    def refused(self, error: Any) -> None:
+        """See ``Seal.refused``."""
+        self._seal.refused(error)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for open_channel in (self._before, self._channel):
+            if open_channel is not None:
+                open_channel.close()
+
+    def __enter__(self) -> Known:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def enrolling(server: str) -> Callable[[bytes, str], bytes]:
     """Carries an enrolment to a coordinator's port for it."""
 
@@ -147,8 +214,11 @@ def renewing(folder: Path, server: str) -> Callable[[bytes], bytes]:
 def _enrolled(line: grpc.Channel, request: Any, server: str) -> bytes:
     asked, given = METHODS["Enrol"]
     call = line.unary_unary(path("Enrol"), asked.SerializeToString, given.FromString)
-    try:
-        reply = call(request, timeout=ENROLLING)
-    except grpc.RpcError as error:
-        raise IdentityError(f"{server} did not enrol this client: {error.details()} ({error.code().name}).") from None
-    return str(reply.certificate).encode()
+    pauses = list(AGAIN)
+    while True:
+        try:
+            return str(call(request, timeout=ENROLLING).certificate).encode()
+        except grpc.RpcError as error:
+            if not pauses or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise IdentityError(f"{server} did not enrol this client: {error.details()} ({error.code().name}).") from None
+            time.sleep(pauses.pop(0))

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from fedweave.errors import DataError, FedweaveError, UsageError
+from fedweave.errors import DataError, FedweaveError, StoreError, UsageError
 from fedweave.net import failpoints
 from fedweave.net.gate import NAME
 from fedweave.net.journal import Journal, Made
@@ -34,6 +34,8 @@ BEAT = 10.0
 """Seconds between two signs of life while a client trains, at most."""
 FIRST, LONGEST = 0.1, 15.0
 """Seconds of the shortest and the longest pause before a call is made again."""
+LISTEN = 0.5
+"""Seconds between two looks at whether the client is to end, while a call waits."""
 AHEAD = 4
 """Chunks under way at a time."""
 OPTIONS = (
@@ -82,8 +84,9 @@ class Line:
         """
         pause = FIRST
         while True:
+            self.rest(0.0)
             try:
-                return self.future(method, request, seconds).result()
+                return self.answered(self.future(method, request, seconds))
             except grpc.RpcError as error:
                 self.failed(method, error)
             # Between half of it and all of it: a thousand clients do not come back at one time.
@@ -96,6 +99,16 @@ class Line:
         asked, given = METHODS[method]
         call = self.channel.unary_unary(path(method), asked.SerializeToString, given.FromString)
         return call.future(request, timeout=seconds, metadata=((NAME, self.name),))
+
+    def answered(self, under_way: Any) -> Any:
+        """What comes of a call; raises KeyboardInterrupt if the client is to end."""
+        while True:
+            try:
+                return under_way.result(timeout=LISTEN)
+            except grpc.FutureTimeoutError:
+                if self.ended.is_set():
+                    under_way.cancel()
+                    raise KeyboardInterrupt from None
 
     def failed(self, method: str, error: Any) -> None:
         """Pass over what may be otherwise next time; raises what will not."""
@@ -199,7 +212,11 @@ class Session:
             except Gone as gone:
                 log.info("task is over", why=str(gone))
                 return
-            except (FedweaveError, MemoryError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            except StoreError:
+                raise
+            except (
+                FedweaveError, MemoryError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError, OSError
+            ) as error:  # fmt: skip
                 log.error("task failed", why=f"{type(error).__name__}: {error}", exc_info=True)
                 reason = str(error) if isinstance(error, FedweaveError) else type(error).__name__
                 self._give_up(task, reason)
@@ -228,6 +245,17 @@ class Session:
                 raise DataError("the ask came damaged")
             return read(sent.inline)
         path = self.journal.folder / "ask.safetensors"
+        try:
+            self._gathered(task, blob, path)
+        except OSError as error:
+            folder = self.journal.folder
+            raise StoreError(
+                f"{folder} cannot be written: {error.strerror}. Free some space; the same command goes on."
+            ) from None
+        return read(path)
+
+    def _gathered(self, task: Any, blob: Blob, path: Path) -> None:
+        """Fetch an ask into a file."""
         intake = Intake(blob, self.journal.folder / "ask.part")
         try:
             self._in_flight(
@@ -239,7 +267,6 @@ class Session:
             intake.path.replace(path)
         finally:
             intake.close()
-        return read(path)
 
     def _in_flight(
         self, method: str, indices: Iterable[int], ask: Callable[[int], Any], take: Callable[[int, Any], None]
@@ -254,7 +281,7 @@ class Session:
                 under_way.append((index, self.line.future(method, ask(index), TRANSFER)))
             index, future = under_way.pop(0)
             try:
-                take(index, future.result())
+                take(index, self.line.answered(future))
                 pause = FIRST
             except grpc.RpcError as error:
                 self.line.failed(method, error)

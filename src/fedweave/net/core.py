@@ -48,6 +48,7 @@ class Offer:
         content: its bytes, if it is small; else it lies in a file, durably.
         said: what it holds; None if it cannot be read.
         refused: why it may not enter the model.
+        round: that it says it is of.
     """
 
     task: str
@@ -56,6 +57,7 @@ class Offer:
     content: bytes | None
     said: Said | None
     refused: str | None = None
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,14 @@ class Core:
         run: open, and not yet replayed.
         notify: told of changes, in this thread.
         clock: seconds, monotonic.
+        offline: clients that are not there now.
     """
 
-    def __init__(self, run: Run, notify: Callable[[Change], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.notify, self.clock = run, notify, clock
+    def __init__(
+        self, run: Run, notify: Callable[[Change], None], clock: Callable[[], float] = time.monotonic,
+        offline: Callable[[], frozenset[int]] = frozenset,
+    ) -> None:  # fmt: skip
+        self.run, self.notify, self.clock, self.offline = run, notify, clock, offline
         run.patiently = self._durably
         self.degraded = ""
         self.failed: BaseException | None = None
@@ -140,6 +146,8 @@ class Core:
     def submit(self, wish: Wish) -> Future[Any]:
         """Have it done; the future is done when it is durable."""
         future: Future[Any] = Future()
+        # Whoever waits may be cut off; what is done is done all the same, and nobody is to take its answer's place away.
+        future.set_running_or_notify_cancel()
         self._queue.put((wish, future))
         return future
 
@@ -177,7 +185,8 @@ class Core:
     def _group(self, wishes: list[tuple[Wish, Future[Any]]]) -> list[tuple[Wish, Future[Any]]]:
         """Do what waits, together; what depends on another of them is left for the next group."""
         now, later, touched = self.now, list[tuple[Wish, Future[Any]]](), set[str]()
-        entries: list[Entry] = []
+        first = self._gone(now)
+        entries: list[Entry] = list(first)
         answers: list[Answer] = []
         members: list[Member] = []
         replies: list[tuple[Future[Any], Any, list[Entry], Answer | None]] = []
@@ -197,6 +206,8 @@ class Core:
             self._durably(lambda: self.run.log.append(entries, answers, members))
             failpoints.reached("ledger.after")
             self.run.members += members
+        for entry in first:
+            self.run.apply(entry)
         told: list[tuple[Future[Any], Any]] = []
         for future, reply, made, answer in replies:
             for entry in made:
@@ -217,6 +228,14 @@ class Core:
         if desk is not None and any(at <= self.now for at in desk.timers.values()):
             later.append((Tick(), Future()))
         return later
+
+    def _gone(self, now: float) -> list[Entry]:
+        """Who is there, before all else: a cohort that is drawn again after a restart is drawn from the same clients."""
+        desk = self.run.desk
+        if desk is None or desk.roster.online is None or desk.ended is not None:
+            return []
+        offline = self.offline()
+        return [] if offline == self.run.offline else [Entry(self.run.seq + 1, "offline", now, {"clients": sorted(offline)})]
 
     def _begin(self) -> None:
         entry = Entry(self.run.seq + 1, "begin", self.now)
@@ -285,6 +304,10 @@ class Core:
                 return Reply("refused", "another update was sent for this task before"), None, None
             return Reply(before.verdict, before.reason), None, None  # type: ignore[arg-type]
         if task is None:
+            last = self._durably(lambda: self.run.log.last_round(offer.client))
+            if offer.round < last:
+                why = f"this client has answered in round {last} since, and older verdicts are not kept"
+                return Reply("late", why), None, None
             return Reply("late", "the round went on without it"), None, None
         kept = task.id, task.client, task.round, task.kind, offer.update
         if task.kind == "evaluate":

@@ -36,6 +36,7 @@ from fedweave.coordinator import (
     Tally,
     Train,
 )
+from fedweave.errors import StoreError
 from fedweave.history import Round
 from fedweave.net.tasks import EVALUATOR, Kind, Pattern, Report, Task, name, pattern, size
 from fedweave.policy import Synchronous
@@ -67,6 +68,7 @@ class Desk:
         folder: for asks that are too large for memory.
         publish: told of each round that is over.
         evaluates: whether somebody measures models.
+        patiently: does what may fail for want of space, again until it does not.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Desk:
         folder: Path,
         publish: Publisher,
         evaluates: bool,
+        patiently: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     ) -> None:
         self.run, self.config, self.coordinator, self.roster = run, config, coordinator, roster
         self.effort, self.sizes, self.folder, self.publish = effort, sizes, folder, publish
@@ -97,6 +100,7 @@ class Desk:
         self._patterns: dict[bool, Pattern] = {}
         self._asks: list[tuple[dict[str, Any], Outlet]] = []
         self._files = 0
+        self.patiently = patiently
         self.sends_buffers = (
             config.buffers == "mean" and bool(len(coordinator.buffers)) and not coordinator.algorithm.keeps_buffers
         )
@@ -248,7 +252,7 @@ class Desk:
         else:
             self._files += 1
             path = self.folder / f"ask-{self._files}.safetensors"
-            outlet = Outlet(write(path, values, durable=False), path)
+            outlet = Outlet(self.patiently(lambda: _written(path, values)), path)
         self._asks.append((values, outlet))
         return outlet
 
@@ -275,6 +279,13 @@ class Desk:
             return course.gathering[position].client
         assert course.current is not None  # type: ignore[attr-defined]
         return int(course.current.clients[position])  # type: ignore[attr-defined]
+
+
+def _written(path: Path, values: dict[str, Any]) -> Blob:
+    try:
+        return write(path, values, durable=False)
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def _same(a: Any, b: Any) -> bool:

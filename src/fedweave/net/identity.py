@@ -166,7 +166,7 @@ def _pending(folder: Path) -> tuple[TlsKey, SignKey]:
 
 def _settle(folder: Path, bundle: _Bundle, client: str, now: datetime.datetime | None) -> Identity:
     own, root = bundle.certificates
-    now = now or datetime.datetime.now(datetime.UTC)
+    now = now or certificates.wall()
     try:
         own.verify_directly_issued_by(root)
         fine = (

@@ -12,6 +12,7 @@ files whose names are numbers.
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -81,7 +82,7 @@ class Journal:
         for line, end in _lines(self.path):
             whole = end
             self._take(line)
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         # What a crash cut off is not to be read as the beginning of the next line.
         self._file.truncate(whole)
         self._tidy()
@@ -117,6 +118,23 @@ class Journal:
     def trained(self, task: str, round: int, update: dict[str, Any], metadata: dict[str, str], mine: Arrays | None) -> Made:
         """An update is made: keep it, durably, before anybody is told."""
         self._count += 1
+        try:
+            source, blob, kept = self._laid_down(update, metadata, mine)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        line = {
+            "event": "trained", "task": task, "round": round, "count": self._count, "size": blob.size,
+            "chunks": [chunk.hex() for chunk in blob.chunks], "update": _text(source), "keeps": mine is not None,
+            "mine": _text(kept), "id": blob.id.hex(),
+        }  # fmt: skip
+        self._write(line, durable=True)
+        self.pending = Made(task, round, blob, source, kept)
+        return self.pending
+
+    def _laid_down(
+        self, update: dict[str, Any], metadata: dict[str, str], mine: Arrays | None
+    ) -> tuple[bytes | Path, Blob, bytes | Path | None]:
+        """The update and what the client will keep, in files if they are large."""
         files = 0
         small = _bytes(update) + 4096 <= INLINE
         source: bytes | Path = encode(update, metadata) if small else self._named("update", self._count)
@@ -133,14 +151,7 @@ class Journal:
                 files += 1
         if files:
             sync_folder(self.folder)
-        line = {
-            "event": "trained", "task": task, "round": round, "count": self._count, "size": blob.size,
-            "chunks": [chunk.hex() for chunk in blob.chunks], "update": _text(source), "keeps": mine is not None,
-            "mine": _text(kept), "id": blob.id.hex(),
-        }  # fmt: skip
-        self._write(line, durable=True)
-        self.pending = Made(task, round, blob, source, kept)
-        return self.pending
+        return source, blob, kept
 
     def answered(self, verdict: str, reason: str) -> None:
         """The verdict on the update that is pending; what the client keeps follows from it."""
@@ -159,13 +170,23 @@ class Journal:
         self._write({"event": event, **facts})
 
     def _write(self, line: dict[str, Any], durable: bool = False) -> None:
+        content = json.dumps(line).encode() + b"\n"
+        file = self._file.fileno()
+        end = os.fstat(file).st_size
         try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durable:
-                os.fsync(self._file.fileno())
+                os.fsync(file)
         except OSError as error:
-            raise StoreError(f"The journal {self.path} cannot be written: {error.strerror}.") from None
+            # A line that may not be on disk was never written: nothing that it speaks of has left the machine yet.
+            os.ftruncate(file, end)
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"The journal in {self.folder} cannot be written: {error.strerror}. Free some space; the same command goes on."
+        )
 
     def _tidy(self) -> None:
         """Delete the files that nothing refers to."""
@@ -189,7 +210,7 @@ class Journal:
         os.replace(self.path, self.folder / "journal.1.jsonl")
         os.replace(aside, self.path)
         sync_folder(self.folder)
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
         """Let another process have the folder."""

@@ -20,6 +20,7 @@ from fedweave.errors import DataError, UsageError
 from fedweave.layout import Layout
 from fedweave.policy import cohort_size
 from fedweave.store import RunStore, Snapshot, pack
+from fedweave.store.events import Member
 from fedweave.terms import Terms
 from fedweave.values import Arrays
 from fedweave.wire import read
@@ -43,10 +44,6 @@ def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> R
     if clients is None:
         raise UsageError("clients is not given; say how many clients the run has, e.g. clients = 4.")
     algorithm = named_algorithm(config.algorithm).bind(layout)
-    if algorithm.prepares or algorithm.wires:
-        raise UsageError(
-            f"{config.algorithm} prepares each client's training from the model's layers, and cannot be served yet."
-        )
     algorithm.check(config.local.value(), cohort_size(config.cohort, clients))
     weights, buffers = layout.flatten(content.arrays)
     if not np.isfinite(weights).all():
@@ -84,7 +81,16 @@ def servable(config: Config) -> None:
     """
     for name, value, plain in (("population", config.population, None), ("attack", config.attack, None)):
         if value != plain:
-            raise UsageError(f"{name} is {value!r}, which only a simulation has; real clients are as they are.")
+            raise UsageError(
+                f"{name} is {value!r}, which only a simulation has; real clients are as they are. Leave it out, or simulate: "
+                "fedweave run."
+            )
+    algorithm = named_algorithm(config.algorithm)
+    if algorithm.prepares or algorithm.wires:
+        raise UsageError(
+            f"{config.algorithm} changes each client's training by how the model's layers hang together, which a coordinator "
+            "cannot do over a network yet. Choose another algorithm, or simulate: fedweave run."
+        )
     if getattr(Terms.of(config).policy, "late", "drop") == "keep":
         raise UsageError("late is 'keep', but real clients do not stop in the middle of their training yet; use late='drop'.")
 
@@ -94,6 +100,23 @@ def layout_of(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Layout:
     if "layout" in metadata:
         return Layout.parse(metadata["layout"])
     return Layout.of((name, array.shape, str(array.dtype)) for name, array in arrays.items())
+
+
+def refused_again(known: Member, examples: int, own_training: bool) -> str | None:
+    """Why a client that has joined before cannot come back as it is now; None if it can."""
+    if known.examples != examples:
+        return (
+            f"{known.name} has joined this run with {known.examples} examples, and now comes with {examples}; what a client "
+            f"counts is fixed for a run, so load the same {known.examples} again, or begin a new run for the new data (serve "
+            "with another --out)"
+        )
+    if known.own_training != own_training:
+        before, now = ("its own way", "the run's own model") if known.own_training else ("the run's own model", "its own way")
+        return (
+            f"{known.name} has joined this run to train {before}, and now comes to train {now}; have its data loader return "
+            "what it did before, or begin a new run (serve with another --out)"
+        )
+    return None
 
 
 def needs_steps(algorithm: Algorithm) -> str | None:

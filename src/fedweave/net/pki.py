@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedweave.errors import IdentityError, StoreError, UsageError
 from fedweave.net import certificates
-from fedweave.net.certificates import Request, TlsKey
+from fedweave.net.certificates import Request, TlsKey, wall
 from fedweave.net.identifiers import named
 from fedweave.net.identity import PRIVATE, Ticket, private
 from fedweave.net.registry import Issued, Registry, Token
@@ -36,11 +36,6 @@ DAYS = 90.0
 """How long a client's and a coordinator's certificate is valid, in days."""
 
 Clock = Callable[[], datetime.datetime]
-
-
-def wall() -> datetime.datetime:
-    """Now, by the wall clock."""
-    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedweave import history
 from fedweave.algorithms import algorithm as named_algorithm
@@ -26,7 +27,7 @@ from fedweave.history import Round
 from fedweave.layout import Layout
 from fedweave.net import failpoints
 from fedweave.net.desk import Desk, Said
-from fedweave.net.opening import needs_steps
+from fedweave.net.opening import needs_steps, refused_again
 from fedweave.net.tasks import EVALUATOR, Report
 from fedweave.policy import cohort_size
 from fedweave.store import RunStore, Snapshot, pack, unpack
@@ -100,6 +101,7 @@ class Run:
         self.patiently: Callable[[Callable[[], Any]], Any] = lambda work: work()
         self.fresh: dict[str, Said] = {}
         self.seq = 0
+        self.offline: frozenset[int] = frozenset()
         self.begun = False
         self.desk: Desk | None = None
         # One that was told to stop goes on.
@@ -122,9 +124,7 @@ class Run:
         if known is not None:
             if (known.number == EVALUATOR) != evaluator:
                 return f"{name} has joined in another role before", None
-            if known.examples != examples or known.own_training != own_training:
-                return f"{name} has joined with {known.examples} examples before, and comes with {examples} now", None
-            return known, None
+            return refused_again(known, examples, own_training) or known, None
         if evaluator:
             number = EVALUATOR
         elif own_training and (why := needs_steps(self.algorithm)):
@@ -161,6 +161,7 @@ class Run:
         done = self.store.rewind(checkpoint.round) if not self.finished else self.store.history()
         snapshot = unpack(checkpoint.arrays, np.asarray)
         mark, at = int(snapshot.memory["seq"]), float(snapshot.memory["at"])
+        self.offline = frozenset(np.asarray(snapshot.memory.get("offline", ())).tolist())
         self.seq, self._at = mark, at
         self._marks = [mark]
         entries = list(self.log.after(0))
@@ -180,6 +181,9 @@ class Run:
     def apply(self, entry: Entry, again: bool = False) -> str | None:
         """Tell the coordinator what the ledger has; why that changed nothing, if so."""
         self.seq, self._at = entry.seq, entry.at
+        if entry.kind == "offline":
+            self.offline = frozenset(entry.body["clients"])
+            return None
         event = event_of(entry)
         if isinstance(event, Begin):
             self._open(event, entry.at, [])
@@ -242,7 +246,7 @@ class Run:
         for member in self.members:
             if member.number >= 0:
                 sizes[member.number] = member.examples
-        roster = Roster(self.terms.sampling, self.config.seed, self.population, sizes)
+        roster = Roster(self.terms.sampling, self.config.seed, self.population, sizes, self._online)
         coordinator = Coordinator(
             self.algorithm, snapshot.state, snapshot.buffers, self.population, cohort_size(self.config.cohort, self.population),
             self.terms.policy, self.terms.rules, self.config.seed, start, records, roster,
@@ -252,7 +256,7 @@ class Run:
         roster.restore(dict(snapshot.roster))
         self.desk = Desk(
             self.id, self.config, coordinator, roster, self.terms.effort, sizes, self.asks, self._published,
-            self.evaluates,
+            self.evaluates, self.patiently,
         )  # fmt: skip
         self.observer(self._opening(len(records)))
         if isinstance(coordinator.course, FlowCourse):
@@ -264,6 +268,12 @@ class Run:
         self._announce()
         self.desk.tell(begin, at)
         self._announce()
+
+    def _online(self, now: float) -> npt.NDArray[np.bool_]:
+        """Who is there, as the ledger has it [N]."""
+        mask = np.ones(self.population, np.bool_)
+        mask[sorted(self.offline)] = False
+        return mask
 
     # What is kept --------------------------------------------------------------------------------------------------------
 
@@ -304,7 +314,7 @@ class Run:
 
     def _snapshot(self, desk: Desk) -> dict[str, Any]:
         c = desk.coordinator
-        memory = Arrays(seq=self.seq, at=self._at)
+        memory = Arrays(seq=self.seq, at=self._at, offline=np.array(sorted(self.offline), np.int64))
         return pack(Snapshot(c.state, c.buffers, memory, {}, "", c.course.arrays(), desk.roster.arrays()))
 
     def _finish(self, desk: Desk) -> None:

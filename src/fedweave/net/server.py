@@ -45,12 +45,13 @@ class Federation:
     def __init__(self, run: Run, gate: Gate, log: Any, seen: Callable[[str, str, float], None] | None = None) -> None:
         self.run, self.gate, self.log = run, gate, log
         self.count = seen or (lambda method, code, seconds: None)
-        self.core = Core(run, self._changed)
+        self.core = Core(run, self._changed, offline=self._offline)
         self.ended = ""
         self.told: set[int] = set()
         self.over = asyncio.Event()
         self.draining = False
         self.contact: dict[int, float] = {}
+        self._began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, dict[str, Task]] = {}
         self._since: dict[str, float] = {}
@@ -59,6 +60,7 @@ class Federation:
         self._kick = asyncio.Event()
         self._intakes: dict[str, Intake] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._unwritten = ""
 
     # Life ----------------------------------------------------------------------------------------------------------------
 
@@ -92,6 +94,17 @@ class Federation:
             if not self._polling.get(client)
             for task in tasks.values()
             if now - max(self.contact.get(client, 0.0), self._since.get(task.id, now)) > most
+        )
+
+    def _offline(self) -> frozenset[int]:
+        """Clients that nobody has heard of for so long that a task of theirs would be given up; in the core's thread."""
+        since = time.monotonic() - self.run.limits.silent_seconds
+        return frozenset(
+            member.number
+            for member in self.run.members
+            if member.number != EVALUATOR
+            and not self._polling.get(member.number)
+            and self.contact.get(member.number, self._began) < since
         )
 
     def _changed(self, change: Change) -> None:
@@ -144,7 +157,10 @@ class Federation:
                 if method in MUTATING:
                     self.gate.signed(method, request, name)
                 assert work is not None
-                return await work(request, name)
+                reply = await work(request, name)
+                if method in ("PushChunk", "Commit"):
+                    self._unwritten = ""
+                return reply
             except Refused as refused:
                 code, why = refused.code.name, refused.why
                 self.log.warning("refused", method=method, code=code, why=why)
@@ -153,7 +169,7 @@ class Federation:
                 code = "INVALID_ARGUMENT"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except (StoreError, OSError) as error:
-                code = "UNAVAILABLE"
+                code, self._unwritten = "UNAVAILABLE", str(error)
                 self.log.error("unavailable", method=method, why=str(error))
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the coordinator cannot write at the moment; come again")
             finally:
@@ -237,7 +253,7 @@ class Federation:
         task = self._task(request.task, member)
         blob = Blob.claimed(request.update.id, request.update.size, request.update.chunks)
         if task is None:
-            return await self._judged(Offer(request.task, member.number, blob.id.hex(), None, None))
+            return await self._judged(Offer(request.task, member.number, blob.id.hex(), None, None, round=request.round))
         awaited = Claim(self.run.id, task.round, task.id, member.name, self._largest(task))
         if why := misplaced(Claim(request.run, request.round, request.task, name, blob.size), awaited):
             return await self._judged(Offer(task.id, member.number, blob.id.hex(), None, None, why))
@@ -266,7 +282,13 @@ class Federation:
         failpoints.reached("update.received")
         path = self.run.path(blob.id.hex())
         del self._intakes[task.id]
-        await asyncio.to_thread(intake.finish, path)
+        try:
+            await asyncio.to_thread(intake.finish, path)
+        except OSError:
+            # After an fsync that failed nobody knows what is on disk: it has to come again.
+            intake.close()
+            intake.path.unlink(missing_ok=True)
+            raise
         failpoints.reached("update.renamed")
         said, why = await asyncio.to_thread(self._opened, path, task, member)
         return await self._judged(Offer(task.id, member.number, blob.id.hex(), None, said, why))
@@ -310,6 +332,12 @@ class Federation:
     async def _status(self, request: Any, name: str) -> Any:
         return pb.StatusReply(**self.status())
 
+    @property
+    def wrong(self) -> str:
+        """What keeps the run from going on; empty if nothing does."""
+        failed = "" if self.core.failed is None else str(self.core.failed)
+        return self.core.degraded or failed or ("" if self.ended else self._unwritten)
+
     def status(self) -> dict[str, Any]:
         """Where the run stands."""
         run, desk = self.run, self.core.desk
@@ -317,7 +345,7 @@ class Federation:
         phase: str = "over" if self.ended else "gathering" if desk is None else desk.coordinator.phase
         if self.draining and not self.ended:
             phase = "draining"
-        message = self.ended or (self.core.degraded and f"Waiting for the ledger: {self.core.degraded}")
+        message = self.ended or (self.wrong and f"Waiting until it can be written: {self.wrong}")
         return {
             "run": run.id,
             "phase": phase,

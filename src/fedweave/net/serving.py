@@ -137,7 +137,7 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
         raise UsageError(f"{serving.listen} cannot be listened on: {error}. Is another coordinator there?") from None
     enrolling, beside = await _enrolling(service, serving.gate.enrolment())
     await server.start()
-    web = await ops.listen(serving.http, service.status, lambda: service.core.degraded or _failed(service), figures)
+    web = await ops.listen(serving.http, service.status, lambda: service.wrong, figures)
     host = serving.listen.rpartition(":")[0]
     address = f"{host}:{port}"
     facts = {"pid": os.getpid(), "address": address, "http": web.sockets[0].getsockname()[1], "enrol": beside}
@@ -179,10 +179,6 @@ async def _enrolling(service: Federation, wanted: tuple[str, Any] | None) -> tup
         raise UsageError(f"{listen} cannot be listened on: {error}. Is another coordinator there?") from None
     await server.start()
     return server, f"{listen.rpartition(':')[0]}:{port}"
-
-
-def _failed(service: Federation) -> str:
-    return "" if service.core.failed is None else str(service.core.failed)
 
 
 async def _until(service: Federation, watch: Any, stopped: asyncio.Event, linger: float) -> None:

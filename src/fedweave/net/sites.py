@@ -55,7 +55,7 @@ class Joining:
     threads: int | None = None
     memory: float | None = None
     hours: str | None = None
-    channel: Callable[[str], grpc.Channel] | None = None
+    channel: Callable[[str], Any] | None = None
     sign: Callable[[str, Any], None] = lambda method, request: None
     refused: Callable[[Any], None] = lambda error: None
     quiet: bool = False
@@ -129,13 +129,20 @@ def join(joining: Joining) -> str:
     worker = worker_of(loaded(joining.data), joining)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda *_: _told(ended))
     joining.workdir.mkdir(parents=True, exist_ok=True)
     open_now = (lambda: True) if joining.hours is None else hours(joining.hours)
     channel = joining.channel(joining.server) if joining.channel else grpc.insecure_channel(joining.server, options=OPTIONS)
     with channel, _log(joining) as log:
         line = Line(channel, joining.name, joining.sign, log, ended, joining.refused)
         return Session(line, worker, joining.workdir, joining.number, joining.evaluator, open_now).work()
+
+
+def _told(ended: threading.Event) -> None:
+    """The first signal ends the client once what it trains is on disk, the second at once."""
+    if ended.is_set():
+        raise KeyboardInterrupt
+    ended.set()
 
 
 def _log(joining: Joining) -> AbstractContextManager[Any]:

@@ -2,7 +2,8 @@
 """What a deployed run is told, in the order in which it was: what is not in here has not happened.
 
     events    what the coordinator is told, numbered; replayed over the latest checkpoint they give the state of the moment
-    answers   the verdict on each task, for ever: a repeated answer gets the same one
+    answers   verdicts: a repeated answer gets the same one. A client has no more than one answer on its way, so that its last
+              verdicts are all that it can ask for
     members   who takes part
 
 Events come in groups, one transaction each, numbered by the one process that writes them: after a failure that leaves open
@@ -145,10 +146,13 @@ class EventLog:
             return self._last(connection)
 
     def prune(self, seq: int) -> None:
-        """Forget the events up to one, which no checkpoint needs any more; the last stays, for its number."""
+        """Forget the events up to one, which no checkpoint needs any more; the last stays, for its number. And forget all
+        verdicts but those of the last round in which each client has answered."""
+        last = sa.select(_answers.c.client, sa.func.max(_answers.c.round)).group_by(_answers.c.client)
         try:
             with self._engine.begin() as connection:
                 connection.execute(_events.delete().where(_events.c.seq <= min(seq, self._last(connection) - 1)))
+                connection.execute(_answers.delete().where(sa.tuple_(_answers.c.client, _answers.c.round).not_in(last)))
         except sa.exc.DBAPIError as error:
             raise StoreError(f"The ledger cannot be written: {error.orig}.") from None
 
@@ -160,6 +164,15 @@ class EventLog:
         except sa.exc.DBAPIError as error:
             raise StoreError(f"The ledger cannot be read: {error.orig}.") from None
         return None if row is None else Answer(*row)
+
+    def last_round(self, client: int) -> int:
+        """The last round in which a client has answered; 0 if there is none."""
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(sa.select(sa.func.max(_answers.c.round)).where(_answers.c.client == client)).scalar()
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"The ledger cannot be read: {error.orig}.") from None
+        return int(found or 0)
 
     def answers(self) -> list[Answer]:
         """All verdicts."""

@@ -15,9 +15,11 @@ crash took is trained again and comes out the same.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +106,7 @@ class RunStore:
         self._engine = database(folder, url)
         self._waiting: list[Round] = []
         self._seen: list[Observed] = []
-        self._lines: IO[str] | None = None
+        self._lines: IO[bytes] | None = None
         self._flushed = time.monotonic()
         self._saved = time.monotonic()
         self._saving = 0.0
@@ -193,10 +195,13 @@ class RunStore:
 
     def note(self, **values: str) -> None:
         """Keep facts about the run."""
-        with self._engine.begin() as connection:
-            for key, value in values.items():
-                connection.execute(_about.delete().where(_about.c.key == key))
-                connection.execute(_about.insert(), {"key": key, "value": value})
+        try:
+            with self._engine.begin() as connection:
+                for key, value in values.items():
+                    connection.execute(_about.delete().where(_about.c.key == key))
+                    connection.execute(_about.insert(), {"key": key, "value": value})
+        except sa.exc.DBAPIError as error:
+            raise StoreError(f"The ledger in {self.folder} cannot be written: {error.orig}.") from None
 
     def history(self) -> list[Round]:
         """Every round in the ledger; number 0 first, if the initial model was measured."""
@@ -262,9 +267,7 @@ class RunStore:
                     connection.execute(_checkpoints.insert(), {"round": checkpoint[0], "blob": checkpoint[1]})
         except sa.exc.DBAPIError as error:
             raise StoreError(f"The ledger in {self.folder} cannot be written: {error.orig}.") from None
-        assert self._lines is not None
-        self._lines.writelines(json.dumps(record.plain()) + "\n" for record in self._waiting)
-        self._lines.flush()
+        self._add("".join(json.dumps(record.plain()) + "\n" for record in self._waiting).encode())
         self._waiting.clear()
         self._seen.clear()
         self._flushed = time.monotonic()
@@ -310,12 +313,24 @@ class RunStore:
         """One of the plain files."""
         write_durably(self.folder / name, content)
 
+    def _add(self, lines: bytes) -> None:
+        """To rounds.jsonl, all or nothing: they are added again if that fails."""
+        assert self._lines is not None
+        file = self._lines.fileno()
+        end = os.fstat(file).st_size
+        try:
+            if self._lines.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(file, end)
+            raise StoreError(f"{self.folder / 'rounds.jsonl'} cannot be written: {error.strerror}.") from None
+
     def _rewrite(self, records: list[Round]) -> None:
         if self._lines is not None:
             self._lines.close()
         lines = "".join(json.dumps(record.plain()) + "\n" for record in records)
         self.write("rounds.jsonl", lines.encode())
-        self._lines = (self.folder / "rounds.jsonl").open("a", encoding="utf-8")
+        self._lines = (self.folder / "rounds.jsonl").open("ab", buffering=0)
 
 
 def _row(record: Round) -> dict[str, Any]:
