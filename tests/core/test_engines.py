@@ -379,6 +379,18 @@ def test_all_processes_train(tmp_path: Path) -> None:
     assert len(pids - {os.getpid(), 0}) >= 2
 
 
+@forks
+def test_of_two_clients_each_process_trains_one(tmp_path: Path) -> None:
+    algorithm, local = Signed(), fw.Local(steps=50, batch_size=4)
+    for rounds in range(1, 4):
+        out = tmp_path / f"{rounds}"
+        run("eager", 2, data=larger(), cohort=2, algorithm=algorithm, local=local, rounds=rounds, out=out)
+        pages = b"".join(path.read_bytes() for path in (out / "clients").iterdir())
+        pids = {int(value) for value in np.frombuffer(pages[: len(pages) // 8 * 8], "<i8")} - {0}
+        assert os.getpid() in pids
+        assert len(pids) >= 2
+
+
 # What goes wrong ---------------------------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,26 @@ def test_what_is_noted_of_clients_is_the_same(monkeypatch: pytest.MonkeyPatch, t
         assert found.figures[name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
 
 
+@pytest.mark.parametrize(
+    ("cohort", "local", "units"),
+    [
+        (40, fw.Local(lr=0.1, batch_size=4, epochs=50), 1),
+        (48, fw.Local(lr=0.1, batch_size=4, epochs=50), 2),
+        (90, fw.Local(lr=0.1, batch_size=4, steps=64), 2),
+        (90, fw.Local(lr=0.1, batch_size=4, steps=63), 1),
+        (90, fw.Local(lr=0.1, batch_size=4, epochs=1), 1),
+    ],
+)
+def test_a_cohort_that_trains_for_long_is_two_units(
+    cohort: int, local: fw.Local, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    split = clients([8 + k % 9 for k in range(90)])
+    one = run(split, cohort=cohort, local=local, rounds=1)
+    assert counting.pieces == units
+    assert run(split, cohort=cohort, local=local, rounds=1, workers=2).model_hash == one.model_hash
+
+
 STEPS = """
 import resource, sys
 import torch

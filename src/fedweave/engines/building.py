@@ -95,7 +95,7 @@ def build(setup: Setup) -> Engine:
         crew = Workers(performer, s.algorithm, choice.workers)
     home = recipe.policy == "home"
     measure = Measure(model, s.split, s.algorithm, s.seed, s.evaluate, lambda client: client_state(s.kept, client), home)
-    chunk = performer.kernel.chunk
+    chunk = performer.chunk if choice.kernel == "vectorized" else performer.kernel.chunk
     return Cohorts(choice.kernel, choice.why, crew, chunk, measure, s.seed, s.kept, s.attack, s.byzantine, s.watch)
 
 

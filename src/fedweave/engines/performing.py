@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -22,6 +23,9 @@ SINGLE = 8 * BLOCK
 """Clients of a cohort up to which each is a unit of its own: with few blocks, processes would wait for the slowest."""
 
 
+LONG, HALVED = 64, 3 * BLOCK
+"""Local steps of a usual client from which on a stack is cut in two, so that two processes have something to do, and clients of
+a cohort from which on. One process then takes more calls; short units would cost more in messages than they bring."""
 TOGETHER = 2**16
 """Parameters up to which the updates of a block are looked at as one matrix."""
 
@@ -58,6 +62,16 @@ class Performer:
             return Done(where, answers=list(answers))
         kept: list[tuple[int, Arrays]] = []
         return Done(where, list(reduced(job, answers, unit.first, unit.last, kept, self.seed, whole)), kept=kept)
+
+    def chunk(self, job: Job) -> int:
+        """Clients of a unit, by a rule that knows nothing of processes: what the kernel trains together, or half of a cohort
+        that trains for long."""
+        most, clients = self.kernel.chunk(job), len(job.clients)
+        local = next((effort for effort in job.efforts if effort is not None), None)
+        if most == 1 or local is None or job.survey or clients < HALVED:
+            return most
+        usual = int(np.median(self.split.sizes[job.clients]))
+        return min(most, math.ceil(clients / 2 / BLOCK) * BLOCK) if local.steps_for(usual) >= LONG else most
 
     def _rows(self, job: Job, stack: Stacked, tasks: Sequence[Task], unit: Unit) -> Iterator[Block]:
         """The blocks of a stack that is whole."""

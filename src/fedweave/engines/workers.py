@@ -167,10 +167,13 @@ class Workers:
         lost: dict[int, int] = {}
         try:
             while True:
-                for worker in self.workers:
-                    while worker.free and (unit := _next(again, left)) is not None:
-                        worker.give(unit, (self.number, message))
-                own = _next(again, left)
+                own: Unit | None = None
+                for ahead in range(1, AHEAD + 1):
+                    # One for everybody, this process too, before anybody gets a second that others would then wait for.
+                    for worker in self.workers:
+                        if len(worker.at) < ahead and (unit := _next(again, left)) is not None:
+                            worker.give(unit, (self.number, message))
+                    own = _next(again, left) if own is None else own
                 if own is not None:
                     yield self.performer(job, own)
                 elif not any(worker.at for worker in self.workers):
