@@ -143,6 +143,7 @@ class Mean:
     """
 
     linear: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def empty(self) -> Sums:
         return Sums()
