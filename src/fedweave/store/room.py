@@ -40,7 +40,7 @@ class Vector:
 
     def write(self, part: Host) -> None:
         """Go on with these values."""
-        view = memoryview(np.ascontiguousarray(part, self.dtype).view(np.uint8))
+        view = np.ascontiguousarray(part, self.dtype).view(np.uint8).data
         self.patiently(lambda: self._written(view))
         self._size += len(view)
 
