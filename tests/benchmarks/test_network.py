@@ -17,4 +17,4 @@ def test_a_coordinator_needs_no_memory_for_its_model() -> None:
     bench.run(every=0.01)
     assert bench.base > 0
     assert bench.anonymous - bench.base <= 3 * MIB
-    assert bench.mapped <= 4 * MIB
+    assert bench.mapped <= 2 * MIB
