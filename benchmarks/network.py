@@ -120,6 +120,7 @@ class Bench:
         plain = {"initial": "start.safetensors", "clients": clients, "cohort": clients, "rounds": rounds, "model": "bench"}
         Config.make({**plain, "evaluate_every": 0, "data": "bench", **more}).write(self.folder / "config.toml")
         self.memory: list[tuple[int, int]] = []
+        self.base, self.anonymous, self.mapped, self.peak = 0.0, 0.0, 0.0, 0.0
 
     def run(self, every: float = 1.0) -> dict[str, Any]:
         words = ["serve", str(self.folder / "config.toml"), "--out", str(self.folder / "run"), "--listen", "127.0.0.1:0"]
@@ -154,10 +155,13 @@ class Bench:
     async def _watch(self, pid: int, every: float) -> None:
         while True:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+            found = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM", "Rss"))}
             done = (self.folder / "run" / "rounds.jsonl").read_text().count("\n") if every >= 5 else 0
-            self.memory.append((done, int(found["VmRSS"])))
-            self.peak = int(found["VmHWM"]) / 1024
+            self.memory.append((done, found["VmRSS"]))
+            self.peak, anonymous = found["VmHWM"] / 1024, found["RssAnon"] / 1024
+            self.base = self.base or anonymous
+            self.anonymous = max(self.anonymous, anonymous)
+            self.mapped = max(self.mapped, found["RssFile"] / 1024)
             await asyncio.sleep(every)
 
 
@@ -195,12 +199,13 @@ def large(options: Any) -> None:
     os.sync()
     copied = options.mib / (time.monotonic() - began)
     copy.unlink()
-    found = bench.run()
+    found = bench.run(every=0.01)
     moved = (bench.seen.bytes_down + bench.seen.bytes_up) / (1 << 20)
     print(
         f"large     3 clients x {options.mib} MiB: {np.median(found['rounds']):.1f} s a round, "
         f"{moved / found['seconds']:.0f} MiB/s down and up together (cp with sync: {copied:.0f} MiB/s); "
-        f"coordinator {bench.peak:.0f} MiB at most"
+        f"coordinator {bench.peak:.0f} MiB at most: {bench.anonymous:.0f} MiB of its own, {bench.base:.0f} of them before the "
+        f"first client, and {bench.mapped:.0f} MiB of files"
     )
 
 

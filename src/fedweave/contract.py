@@ -196,6 +196,8 @@ class Algorithm:
     ``wires = True``: it must know how the model's layers hang together, and is told by ``wired``.
     ``assumes_sgd``, ``assumes_mean``: why local steps must be plain SGD, or the reduction a mean, if they must.
     ``assumes_rounds``: why all clients of a step must have begun from one model, if they must: no asynchronous rounds.
+    ``pointwise = True``: ``init``, ``step``, ``surveyed``, ``report`` and ``survey`` treat every coordinate alike and for
+    itself, numbers that clients send excepted, so that a server may take a block at a time; who overrides one says it anew.
     ``departs``: identities of the battery that the paper's method does not have, and why not.
     """
 
@@ -208,6 +210,7 @@ class Algorithm:
     assumes_sgd: ClassVar[str] = ""
     assumes_mean: ClassVar[str] = ""
     assumes_rounds: ClassVar[str] = ""
+    pointwise: ClassVar[bool] = True
     departs: ClassVar[Mapping[str, str]] = {}
 
     reduce: Reduction = field(default=Mean(), kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedweave.blocks import parts
 from fedweave.errors import MismatchError
 
 Role = Literal["parameter", "buffer"]
@@ -115,18 +116,32 @@ class Layout:
         """Hex SHA-256 of names, shapes, types, offsets and roles: equal if and only if weights can be exchanged."""
         return hashlib.sha256(self.spell().encode()).hexdigest()
 
-    def unflatten(self, weights: npt.NDArray[Any], buffers: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Named arrays, copied out of the flat vectors [P] and [B], each in its own type."""
+    def unflatten(self, weights: npt.NDArray[Any], buffers: npt.NDArray[Any], copy: bool = True) -> dict[str, npt.NDArray[Any]]:
+        """Named arrays out of the flat vectors [P] and [B], each in its own type; without ``copy``, views where that is the
+        vectors' own."""
         named: dict[str, npt.NDArray[Any]] = {}
         for slot in self.slots:
             flat = weights if slot.role == "parameter" else buffers
             part = flat[slot.offset : slot.offset + slot.size].reshape(slot.shape)
             whole = np.dtype(slot.dtype).kind in "iub"
-            named[slot.name] = np.array(np.rint(part) if whole else part, dtype=slot.dtype)
+            named[slot.name] = np.array(np.rint(part) if whole else part, dtype=slot.dtype, copy=copy or None)
         return named
 
     def flatten(self, named: Mapping[str, npt.ArrayLike]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The flat vectors [P] and [B] from named arrays.
+
+        Raises:
+            MismatchError: a name is missing or unknown, or a shape differs.
+        """
+        weights = np.empty(self.size, self.dtype)
+        buffers = np.empty(self.buffer_size, self.dtype)
+        for slot, value in self.values(named):
+            flat = weights if slot.role == "parameter" else buffers
+            flat[slot.offset : slot.offset + slot.size] = value.reshape(-1)
+        return weights, buffers
+
+    def values(self, named: Mapping[str, npt.ArrayLike]) -> Iterator[tuple[Slot, npt.NDArray[Any]]]:
+        """Each slot with its array out of all that have names.
 
         Raises:
             MismatchError: a name is missing or unknown, or a shape differs.
@@ -136,15 +151,11 @@ class Layout:
             raise MismatchError(f"The weights lack {_some(missing)}, which the model has.")
         if extra := sorted(set(named) - names):
             raise MismatchError(f"The weights hold {_some(extra)}, which the model does not have.")
-        weights = np.empty(self.size, self.dtype)
-        buffers = np.empty(self.buffer_size, self.dtype)
         for slot in self.slots:
             value = np.asarray(named[slot.name])
             if value.shape != slot.shape:
                 raise MismatchError(f"{slot.name} has shape {value.shape}, but the model's is {slot.shape}.")
-            flat = weights if slot.role == "parameter" else buffers
-            flat[slot.offset : slot.offset + slot.size] = value.reshape(-1)
-        return weights, buffers
+            yield slot, value
 
 
 def _some(names: list[str]) -> str:
@@ -155,5 +166,6 @@ def model_hash(weights: npt.NDArray[Any], buffers: npt.NDArray[Any]) -> str:
     """Hex SHA-256 over the bytes of the flat parameters and then the buffers, little-endian."""
     digest = hashlib.sha256()
     for flat in (weights, buffers):
-        digest.update(np.ascontiguousarray(flat, dtype=flat.dtype.newbyteorder("<")).view(np.uint8).data)
+        for part in parts(flat):
+            digest.update(np.ascontiguousarray(part, dtype=flat.dtype.newbyteorder("<")).view(np.uint8).data)
     return digest.hexdigest()

@@ -13,10 +13,11 @@ import pytest
 from deploying import joined, served
 
 import fedweave as fw
-from fedweave import data
+from fedweave import blocks, data
 from fedweave.config import Config
 from fedweave.data import Split
 from fedweave.history import Round
+from fedweave.net import opening
 from fedweave.net.prepare import CONFIG, prepare
 from fedweave.net.serving import Serving
 from fedweave.net.training import Evaluator, TorchWorker
@@ -87,6 +88,11 @@ OTHERS = [
     "fednova", "feddyn(alpha=0.1)", "qfedavg(q=0.5)", "mime-lite", "fedsgd(server_lr=0.1)", "fedavg(reduce=median)",
     "fedavg(weighting='uniform')", "fedavg(reduce=krum(f=0))",
 ]  # fmt: skip
+BLOCKS = [
+    "fedadam(server_lr=0.03)", "mime",
+    *(pytest.param(f"fedavg{how}", marks=pytest.mark.slow) for how in ("", "(reduce=median)", "(reduce=krum(f=0))")),
+    pytest.param("scaffold", marks=pytest.mark.slow),
+]  # fmt: skip
 CASES = [*ALGORITHMS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
@@ -96,6 +102,20 @@ def test_same_bits_as_the_simulation(algorithm: str, split: Split, tmp_path: Pat
     assert real.model_hash == simulated.model_hash
     assert [settled(r) for r in real.history] == [settled(r) for r in simulated.history]
     assert settled(real.start) == settled(simulated.start)
+
+
+@pytest.mark.parametrize("algorithm", BLOCKS)
+def test_same_bits_of_a_model_that_lies_in_files(
+    algorithm: str, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one from 8 MiB up does, in blocks."""
+    monkeypatch.setattr(opening, "LARGE", 0)
+    monkeypatch.setattr(blocks, "VALUES", 100)
+    simulated, real = both({"algorithm": algorithm}, split, tmp_path)
+    assert real.model_hash == simulated.model_hash
+    assert [settled(r) for r in real.history] == [settled(r) for r in simulated.history]
+    for name, value in simulated.weights.items():
+        assert np.array_equal(value, real.weights[name]), name
 
 
 def test_same_bits_when_cohorts_are_drawn_and_some_work_is_lost(split: Split, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class APFL(Algorithm):
     alpha: float = 0.5
     adaptive: bool = True
     paper: ClassVar[str] = "Deng et al., 2020, arXiv:2003.13461"
+    pointwise: ClassVar[bool] = True
     assumes_sgd: ClassVar[str] = "alpha takes one plain gradient step a round"
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class Ditto(Algorithm):
 
     lam: float = 0.1
     paper: ClassVar[str] = "Li et al., ICML 2021, arXiv:2012.04221"
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ class FedAvg(Algorithm):
     """
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv:1602.05629"
+    pointwise: ClassVar[bool] = True
 
     def report(self, delta: Array, work: Work, ask: Ask, mine: Arrays | None) -> tuple[Update, Arrays | None]:
         return Update(delta=delta, weight=self.weight(work)), mine

@@ -32,6 +32,7 @@ class FedAvgM(Algorithm):
     server_lr: float = 1.0
     momentum: float = 0.9
     paper: ClassVar[str] = "Hsu et al., 2019, arXiv:1909.06335"
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

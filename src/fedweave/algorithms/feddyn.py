@@ -36,6 +36,7 @@ class FedDyn(Algorithm):
     alpha: float = 0.01
     weighting: Literal["examples", "uniform"] = field(default="uniform", kw_only=True)
     paper: ClassVar[str] = "Acar et al., ICLR 2021, arXiv:2111.04263"
+    pointwise: ClassVar[bool] = True
     assumes_mean: ClassVar[str] = "its h must stay the mean of the gradients that clients remember"
     assumes_rounds: ClassVar[str] = "its h adds up what clients changed of one and the same model"
     departs: ClassVar[Mapping[str, str]] = {"only_the_cohort_counts": "h is the mean over all clients, asked or not"}

@@ -58,6 +58,7 @@ class FedNova(Algorithm):
     momentum: float = 0.0
     mu: float = 0.0
     paper: ClassVar[str] = "Wang et al., NeurIPS 2020, arXiv:2007.07481"
+    pointwise: ClassVar[bool] = True
     assumes_rounds: ClassVar[str] = "its step is as long as the mean of the steps that a cohort took from one model"
 
     def __post_init__(self) -> None:

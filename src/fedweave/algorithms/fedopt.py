@@ -68,6 +68,7 @@ class FedAdagrad(Algorithm):
     tau: float = 1e-3
     initial_accumulator: float | None = None
     paper: ClassVar[str] = PAPER
+    pointwise: ClassVar[bool] = True
     departs: ClassVar[Mapping[str, str]] = {
         "downhill": "its first step is about server_lr in every coordinate, however little the clients move, and may overshoot"
     }
@@ -97,6 +98,7 @@ class _Moments(Algorithm, ABC):
     bias_correction: bool = False
     initial_accumulator: float | None = None
     paper: ClassVar[str] = PAPER
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,6 +38,7 @@ class FedProx(Algorithm):
     mu: float = 0.01
     adaptive: bool = False
     paper: ClassVar[str] = "Li et al., MLSys 2020, arXiv:1812.06127"
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ class FedSGD(Algorithm):
 
     server_lr: float = 1.0
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017, arXiv:1602.05629"
+    pointwise: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"start_gradient"})
     trains: ClassVar[bool] = False
 

@@ -32,6 +32,7 @@ class _Mimicry(Algorithm):
     server_lr: float = 1.0
     momentum: float = 0.9
     paper: ClassVar[str] = "Karimireddy et al., NeurIPS 2021, arXiv:2008.03606"
+    pointwise: ClassVar[bool] = True
     assumes_rounds: ClassVar[str] = "its momentum is renewed by the mean gradient of a cohort at one model"
     assumes_sgd: ClassVar[str] = "clients step with the server's momentum, held fixed during the round, and with nothing else"
 
@@ -66,6 +67,7 @@ class Mime(_Mimicry):
     """
 
     surveys: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def surveyed(self, state: State, aggregate: Update, cohort: Cohort) -> State:
         return self.renewed(state, aggregate.gradient)
@@ -87,6 +89,7 @@ class MimeLite(_Mimicry):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"start_gradient"})
+    pointwise: ClassVar[bool] = True
 
     def correct(self, grad: Array, y: Array, ask: Ask, mine: Arrays | None) -> Array:
         return (1 - self.momentum) * grad + self.momentum * ask.momentum

@@ -43,6 +43,7 @@ class QFedAvg(Algorithm):
 
     q: float = 1.0
     paper: ClassVar[str] = "Li et al., ICLR 2020, arXiv:1905.10497"
+    pointwise: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"start_loss"})
     assumes_rounds: ClassVar[str] = "it compares the clients' losses at one and the same model"
     assumes_mean: ClassVar[str] = "only a weighted mean counts clients by their losses"

@@ -44,6 +44,7 @@ class SCAFFOLD(Algorithm):
     option: Literal[1, 2, "I", "II"] = 2
     weighting: Literal["examples", "uniform"] = field(default="uniform", kw_only=True)
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020, arXiv:1910.06378"
+    pointwise: ClassVar[bool] = True
     assumes_sgd: ClassVar[str] = "its control variates are mean gradients of plain SGD steps"
     assumes_rounds: ClassVar[str] = "clients' control variates are differences from the server's of one and the same round"
     assumes_mean: ClassVar[str] = "its control variate must stay the mean of the clients' own"

@@ -35,6 +35,7 @@ class WorkerMomentum(Algorithm):
     server_lr: float = 1.0
     initial: Literal["delta", "zero"] = "delta"
     paper: ClassVar[str] = "Karimireddy et al., ICML 2021, arXiv:2012.10333"
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

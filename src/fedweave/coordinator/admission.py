@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import math
 
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj, is_numpy_array
 
+from fedweave import blocks
 from fedweave.values import Array, Update
 
 
 def finite(value: Array) -> bool:
     """Whether a number, or every number of an array, is finite."""
+    if is_numpy_array(value) and value.size > blocks.VALUES:
+        return all(finite(part) for part in blocks.parts(value))
     if is_array_api_obj(value):
         xp = array_namespace(value)
         # A finite sum has only finite terms, and is found in one pass; one that is not may have overflowed.

@@ -14,13 +14,15 @@ engine, a server with a network. An event that comes twice, late or for another 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedweave.contract import Algorithm, Array, Cohort, State, Update
+from fedweave.blocks import Room, changed, pointwise
+from fedweave.contract import Algorithm, Array, Arrays, Cohort, State, Update
 from fedweave.coordinator.admission import finite
 from fedweave.coordinator.course import LATE, Base, Choose, Course, Gathered
 from fedweave.coordinator.flow import FlowCourse, suits
@@ -64,6 +66,7 @@ class Coordinator:
         seed: addresses the draws.
         start, history: what was done before a restart.
         choose: says who is asked; uniform draws unless given.
+        room: where the server's vectors are put after a step, if not in memory.
         virtual: the clock that ``handle`` is told of is the clients' own, not this machine's.
 
     Raises:
@@ -84,8 +87,10 @@ class Coordinator:
         history: list[Round] | None = None,
         choose: Choose | None = None,
         virtual: bool = False,
+        room: Room | None = None,
     ) -> None:
         self.algorithm, self.state, self.buffers = algorithm, state, buffers
+        self.room = room if pointwise(algorithm) else None
         self.population, self.policy, self.rules, self.seed = population, policy, rules, seed
         self.start, self.history, self.virtual = start, list(history or []), virtual
         self.phase: Literal["idle", "training", "evaluating", "done"] = "idle"
@@ -167,7 +172,7 @@ class Coordinator:
         sent = sum(self._sent(client) for client in g.vain)
         if g.survey:
             if aggregate is not None:
-                self.state = self._remembering(self.algorithm.surveyed(self.state, aggregate, self._cohort(g)), g, aggregate)
+                self.state = self._remembering(self._surveyed(g, aggregate), g, aggregate)
             return self.course.again(replace(g, tally=g.tally + Tally(bytes_down=sent)), now)
         diverged = g.tally.counted == 0 and bool(g.tally.refused) and not g.abandoned
         if aggregate is not None:
@@ -235,12 +240,26 @@ class Coordinator:
 
     def _stepped(self, g: Gathered, aggregate: Update) -> State:
         """The state after the server's step."""
-        state = self.algorithm.step(self.state, aggregate, self._cohort(g))
-        if g.mix is not None:
+        alpha, base = (0.0, self.state) if g.mix is None else (g.mix[0], g.mix[1].state)
+
+        def change(before: State, aggregate: Update, base: State) -> State:
+            state = self.algorithm.step(before, aggregate, self._cohort(g))
+            if g.mix is None:
+                return state
             # (1 - alpha) x + alpha (base + delta): the step added alpha delta, the rest pulls back to the base.
-            alpha, base = g.mix
-            state = state.replace(weights=state.weights + alpha * (base.state.weights - self.state.weights))
-        return self._remembering(state, g, aggregate)
+            return state.replace(weights=state.weights + alpha * (base.weights - before.weights))
+
+        return self._remembering(self._changed(change, aggregate, base), g, aggregate)
+
+    def _surveyed(self, g: Gathered, aggregate: Update) -> State:
+        """The state after the first conversation of a round."""
+        return self._changed(lambda before, said: self.algorithm.surveyed(before, said, self._cohort(g)), aggregate)
+
+    def _changed(self, change: Callable[..., State], *records: Arrays) -> State:
+        """What a change makes of the state."""
+        if self.room is None:
+            return change(self.state, *records)
+        return changed(change, [self.state, *records], self.room)
 
     def _restated(self, g: Gathered, state: State, aggregate: Update) -> Array:
         """The model's buffers after the server's step."""

@@ -101,7 +101,7 @@ class Observed:
 def observed(number: int, seen: Iterable[Seen], seed: int) -> Observed:
     """The round of all that was seen in it; ``seed`` chooses the paired clients of a large cohort."""
     ordered = sorted(seen, key=lambda one: one.client)
-    columns = {
+    columns: dict[str, Any] = {
         name: np.array([getattr(one, name) for one in ordered], COLUMNS[name])
         for name in ("client", "weight", "steps", "examples", "loss", "norm", "staleness")
     }

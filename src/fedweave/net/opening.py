@@ -7,24 +7,33 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedweave.algorithms import algorithm as named_algorithm
+from fedweave.blocks import Room, changed, parts, pointwise
 from fedweave.config import Config
 from fedweave.contract import Algorithm
+from fedweave.coordinator import finite
 from fedweave.errors import DataError, UsageError
 from fedweave.layout import Layout
 from fedweave.policy import cohort_size
 from fedweave.store import RunStore, Snapshot, pack
 from fedweave.store.events import Member
+from fedweave.store.room import Files
 from fedweave.terms import Terms
-from fedweave.values import Arrays
+from fedweave.values import Arrays, State
 from fedweave.wire import read
 
+Patiently = Callable[[Callable[[], Any]], Any]
+Host = npt.NDArray[Any]
+
+LARGE = 1 << 23
+"""Bytes of a model from which on the server keeps its vectors in files."""
 FACTS = ("split", "model", "classes", "shape", "versions")
 """What the file of initial weights may say of where they come from."""
 
@@ -45,9 +54,6 @@ def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> R
         raise UsageError("clients is not given; say how many clients the run has, e.g. clients = 4.")
     algorithm = named_algorithm(config.algorithm).bind(layout)
     algorithm.check(config.local.value(), cohort_size(config.cohort, clients))
-    weights, buffers = layout.flatten(content.arrays)
-    if not np.isfinite(weights).all():
-        raise UsageError("The initial weights are not all finite.")
     about = {
         "split": "",
         "model": config.model,
@@ -61,16 +67,48 @@ def begin(config: Config, out: Path, initial: Path, url: str | None = None) -> R
     }
     store = RunStore.create(out, url)
     try:
+        room = room_for(layout, out)
+        if room is None:
+            weights, buffers = layout.flatten(content.arrays)
+            state = algorithm.init(weights)
+        else:
+            weights, buffers = _flattened(layout, content.arrays, room)
+            state = _first(algorithm, weights, room)
+        if not finite(weights):
+            raise UsageError("The initial weights are not all finite.")
         shutil.rmtree(out / "updates", ignore_errors=True)
         kept = config.model_copy(update={"initial": "initial.safetensors"})
-        store.write("initial.safetensors", initial.read_bytes())
+        store.copy("initial.safetensors", initial)
         store.events.create()
-        start = Snapshot(algorithm.init(weights), buffers, Arrays(seq=0, at=0.0), {})
-        store.begin(kept, about, pack(start))
+        store.begin(kept, about, pack(Snapshot(state, buffers, Arrays(seq=0, at=0.0), {}), copy=False))
     except BaseException:
         store.close()
         raise
     return store
+
+
+def room_for(layout: Layout, folder: Path, patiently: Patiently | None = None) -> Files | None:
+    """Where the vectors of a model so large that they should not be in memory are put; None: it is not."""
+    return Files(folder, patiently) if layout.nbytes >= LARGE else None
+
+
+def _flattened(layout: Layout, named: Mapping[str, Any], room: Room) -> tuple[Host, Host]:
+    """``layout.flatten``, the parameters a block at a time."""
+    sink, buffers = room.sink(layout.dtype), np.empty(layout.buffer_size, layout.dtype)
+    for slot, value in layout.values(named):
+        if slot.role == "buffer":
+            buffers[slot.offset : slot.offset + slot.size] = value.reshape(-1)
+        elif slot.size:
+            for part in parts(value):
+                sink.write(part)
+    return sink.close(), buffers
+
+
+def _first(algorithm: Algorithm, weights: Host, room: Room) -> State:
+    """``algorithm.init``, a block at a time where it can be."""
+    if not pointwise(algorithm):
+        return algorithm.init(weights)
+    return changed(lambda start: algorithm.init(start.weights), [State(weights=weights)], room)
 
 
 def servable(config: Config) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ import numpy.typing as npt
 
 from fedweave import history
 from fedweave.algorithms import algorithm as named_algorithm
+from fedweave.contract import Algorithm
 from fedweave.coordinator import Coordinator, FlowCourse, Roster
 from fedweave.errors import StoreError, UsageError
-from fedweave.events import Answered, Begin, Evaluated, Event, Failed, Fired, Stop
+from fedweave.events import Answered, Begin, Evaluated, Fired
 from fedweave.history import Round
 from fedweave.layout import Layout
 from fedweave.net import failpoints
 from fedweave.net.desk import Desk, Said
-from fedweave.net.opening import needs_steps, refused_again
+from fedweave.net.opening import needs_steps, refused_again, room_for
+from fedweave.net.replaying import event_of
 from fedweave.net.tasks import EVALUATOR, Report
 from fedweave.policy import cohort_size
+from fedweave.reduce.streamed import Streamed
 from fedweave.store import RunStore, Snapshot, pack, unpack
 from fedweave.store.events import Entry, Member
 from fedweave.terms import Terms
@@ -88,7 +91,8 @@ class Run:
         self.config, self.about = store.config(), store.about()
         self.id = self.about["run"]
         self.layout = Layout.parse(self.about["slots"])
-        self.algorithm = named_algorithm(self.config.algorithm).bind(self.layout)
+        self.room = room_for(self.layout, store.folder, lambda work: self.patiently(work))
+        self.algorithm = self._streaming(named_algorithm(self.config.algorithm)).bind(self.layout)
         self.terms = Terms.of(self.config)
         rules = self.terms.rules
         if not evaluates and (rules.target is not None or rules.patience is not None):
@@ -113,6 +117,12 @@ class Run:
         self._held: dict[tuple[int, int, bool], int] = {}
         self._files: dict[int, Path] = {}
         self._number = self._done = 0
+
+    def _streaming(self, algorithm: Algorithm) -> Algorithm:
+        """The algorithm, its reduction done from the files of large updates if it can be."""
+        if self.room is None or not getattr(algorithm.reduce, "pointwise", False):
+            return algorithm
+        return replace(algorithm, reduce=Streamed(algorithm.reduce, self.room))
 
     # Who takes part ------------------------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class Run:
             folder.mkdir(exist_ok=True)
         for path in self.asks.iterdir():
             path.unlink()
-        checkpoint = self.store.restore()
+        checkpoint = self.store.restore(mapped=self.room is not None)
         done = self.store.rewind(checkpoint.round) if not self.finished else self.store.history()
         snapshot = unpack(checkpoint.arrays, np.asarray)
         mark, at = int(snapshot.memory["seq"]), float(snapshot.memory["at"])
@@ -249,7 +259,7 @@ class Run:
         roster = Roster(self.terms.sampling, self.config.seed, self.population, sizes, self._online)
         coordinator = Coordinator(
             self.algorithm, snapshot.state, snapshot.buffers, self.population, cohort_size(self.config.cohort, self.population),
-            self.terms.policy, self.terms.rules, self.config.seed, start, records, roster,
+            self.terms.policy, self.terms.rules, self.config.seed, start, records, roster, room=self.room,
         )  # fmt: skip
         if snapshot.course:
             coordinator.course.restore(dict(snapshot.course))
@@ -315,13 +325,13 @@ class Run:
     def _snapshot(self, desk: Desk) -> dict[str, Any]:
         c = desk.coordinator
         memory = Arrays(seq=self.seq, at=self._at, offline=np.array(sorted(self.offline), np.int64))
-        return pack(Snapshot(c.state, c.buffers, memory, {}, "", c.course.arrays(), desk.roster.arrays()))
+        return pack(Snapshot(c.state, c.buffers, memory, {}, "", c.course.arrays(), desk.roster.arrays()), copy=False)
 
     def _finish(self, desk: Desk) -> None:
         assert desk.ended is not None
         c = desk.coordinator
         self._checkpoint(c.round)
-        weights = self.layout.unflatten(np.asarray(c.state.weights), np.asarray(c.buffers))
+        weights = self.layout.unflatten(np.asarray(c.state.weights), np.asarray(c.buffers), copy=False)
         message, status = desk.ended.message, desk.ended.status
         config = self.config.model_dump_json()
         self.patiently(lambda: self.store.finish(weights, status=status, message=message, config=config))
@@ -356,25 +366,6 @@ class Run:
 
     def close(self) -> None:
         self.store.close()
-
-
-def event_of(entry: Entry) -> Event:
-    """What an entry of the ledger tells the coordinator."""
-    body = entry.body
-    match entry.kind:
-        case "begin":
-            return Begin()
-        case "answered":
-            return Answered(body["round"], body["position"], body["survey"])
-        case "failed":
-            return Failed(body["round"], body["position"], body["reason"], body["survey"], body["refused"])
-        case "fired":
-            return Fired(body["name"], body["number"])
-        case "evaluated":
-            return Evaluated(body["round"], body["metrics"], body["seconds"])
-        case "stop":
-            return Stop(body.get("status", "interrupted"))
-    raise StoreError(f"The ledger holds an event {entry.kind!r}, which this fedweave does not know.")
 
 
 def _verified(path: Path, update: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedweave.blocks import pointwise
 from fedweave.contract import Algorithm, Array, State, Update, Work
 from fedweave.coordinator import Tally
 from fedweave.errors import DataError
@@ -94,8 +95,16 @@ Pattern = dict[str, tuple[str, tuple[int, ...]] | None]
 """Of each name, the type and shape of an array, or None for a number."""
 
 
+FEW = 3
+"""Values of a vector for which an update is made up, to see what it looks like."""
+
+
 def pattern(algorithm: Algorithm, state: State, buffers: Array, survey: bool, sends_buffers: bool) -> Pattern:
     """What the updates of a conversation look like, found by making one of zeros."""
+    size = len(state.weights)
+    if few := pointwise(algorithm) and size > FEW:
+        # As many tell what all would.
+        state = state.map(lambda value: value[:FEW] if getattr(value, "shape", ()) == (size,) else value)
     ask = algorithm.ask(state, 0)
     xp = np
     zero = xp.zeros_like(state.weights)
@@ -106,6 +115,8 @@ def pattern(algorithm: Algorithm, state: State, buffers: Array, survey: bool, se
     else:
         update, _ = algorithm.report(xp.zeros_like(algorithm.start(ask, None)), work, ask, None)
     found: Pattern = {name: _kind(value) for name, value in update.items()}
+    if few:
+        found = {name: (kind[0], (size,)) if kind is not None and kind[1] == (FEW,) else kind for name, kind in found.items()}
     if sends_buffers and not survey:
         found["buffers"] = _kind(buffers)
     return found

@@ -39,7 +39,8 @@ class Reduction(Protocol):
     them in ``add`` and works in ``result``.
 
     A reduction may have more, and everything does without it that has not: ``linear``, whether the aggregate is the weighted
-    mean (which some algorithms and secure sums need); ``check(cohort)``, raising UsageError if it cannot work with so many
+    mean (which some algorithms and secure sums need); ``pointwise``, whether every coordinate is treated for itself, so that a
+    block of them can be done at a time; ``check(cohort)``, raising UsageError if it cannot work with so many
     clients; ``at(moment)``, itself for one round, with what only the round knows; ``remembers``, whether it must be told
     ``moment.last``, which is then part of the server's state; ``scaled(partial, factor, but)``, the same with all that was
     gathered, weights and the arrays named in ``but`` excepted, times ``factor`` (which asynchronous rounds need, to discount

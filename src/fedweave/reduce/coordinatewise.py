@@ -8,6 +8,7 @@ arXiv:1803.01498, Definitions 1 (coordinate-wise median) and 2 (coordinate-wise 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedweave.reduce import networks
 from fedweave.reduce.base import Moment
@@ -24,6 +25,8 @@ class Median(Stacked):
     Yin et al., ICML 2018, Definition 1. Time O(P K log^2 K) up to 64 clients, all in the cache, and O(P K log K) above. Use it
     when a minority of any kind may be bad and you have no idea how many; where clients' data differ much it is biased.
     """
+
+    pointwise: ClassVar[bool] = True
 
     def combine(self, rows: Rows, moment: Moment) -> Vector:
         low, high = (rows.count - 1) // 2, rows.count // 2 + 1
@@ -49,6 +52,7 @@ class TrimmedMean(Stacked):
     """
 
     f: int
+    pointwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         whole("f", self.f, 0)

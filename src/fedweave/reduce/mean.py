@@ -155,6 +155,7 @@ class Mean:
     """
 
     linear: ClassVar[bool] = True
+    pointwise: ClassVar[bool] = True
 
     def empty(self) -> Sums:
         return Sums()

@@ -14,7 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from fedweave.errors import StoreError
-from fedweave.wire.tensors import pieces
+from fedweave.wire.chunks import CHUNK
+from fedweave.wire.tensors import pieces, read
 
 
 def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -23,6 +24,20 @@ def write_durably(path: Path, content: bytes, mode: int | None = None) -> None:
     ``mode`` is the file's from its first byte on; None: as the process makes files.
     """
     _put(path, [content], lambda: path, mode)
+
+
+def put_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """The same, from parts, which may be more than fits into memory."""
+    _put(path, parts, lambda: path)
+
+
+def copy_durably(source: Path, path: Path) -> None:
+    """The same of another file's content."""
+    try:
+        with source.open("rb") as file:
+            put_durably(path, iter(lambda: file.read(CHUNK), b""))
+    except OSError as error:
+        raise StoreError(f"Cannot read {source}: {error.strerror}.") from None
 
 
 def _put(path: Path, parts: Iterable[bytes | memoryview], name: Callable[[], Path], mode: int | None = None) -> None:
@@ -71,8 +86,11 @@ class Blobs:
         _put(self.path("blob"), parts(), lambda: self.path(digest.hexdigest()))
         return digest.hexdigest()
 
-    def read(self, digest: str) -> dict[str, npt.NDArray[Any]]:
+    def read(self, digest: str, mapped: bool = False) -> dict[str, npt.NDArray[Any]]:
         """The arrays at an address.
+
+        Args:
+            mapped: they stay in the file, and are not to be written to.
 
         Raises:
             StoreError: the file is not there, or is not what was written.
@@ -88,6 +106,8 @@ class Blobs:
                 f"The checkpoint {path} is corrupt: its SHA-256 is {found[:12]}..., not {digest[:12]}... "
                 f"Delete this file to go back to the checkpoint before it."
             )
+        if mapped:
+            return dict(sorted(read(path).arrays.items()))
         # The library gives them in no fixed order.
         return dict(sorted(safetensors.numpy.load_file(path).items()))
 

@@ -28,17 +28,17 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import sqlalchemy as sa
 
 from fedweave.config import Config
 from fedweave.diagnosis import Observed
 from fedweave.errors import StoreError
 from fedweave.history import Round
-from fedweave.store.blobs import Blobs, write_durably
+from fedweave.store.blobs import Blobs, copy_durably, put_durably, write_durably
 from fedweave.store.database import FILE, database
 from fedweave.store.events import EventLog
 from fedweave.store.migrations import reachable, upgrade
+from fedweave.wire.tensors import plain
 
 GROUP = 0.5
 """Seconds between two commits of rounds."""
@@ -214,8 +214,11 @@ class RunStore:
             rows = connection.execute(_observed.select().where(_observed.c.number <= until).order_by(_observed.c.number))
             return [Observed.unpacked(row.number, row.columns, row.figures) for row in rows]
 
-    def restore(self) -> Checkpoint:
+    def restore(self, mapped: bool = False) -> Checkpoint:
         """The latest checkpoint whose blob is there.
+
+        Args:
+            mapped: its arrays stay in the blob, and are not to be written to.
 
         Raises:
             StoreError: its bytes are not what was written, or there is none.
@@ -224,7 +227,7 @@ class RunStore:
             rows = connection.execute(_checkpoints.select().order_by(_checkpoints.c.round.desc())).all()
         for row in rows:
             if self.blobs.path(row.blob).exists():
-                return Checkpoint(row.round, self.blobs.read(row.blob))
+                return Checkpoint(row.round, self.blobs.read(row.blob, mapped))
         raise StoreError(f"The run in {self.folder} has no checkpoint left; it cannot be resumed, only run again.")
 
     def rewind(self, round: int) -> list[Round]:
@@ -298,7 +301,7 @@ class RunStore:
 
     def finish(self, weights: Mapping[str, npt.NDArray[Any]], **facts: str) -> None:
         """Write ``final.safetensors`` and how the run ended."""
-        write_durably(self.folder / "final.safetensors", safetensors.numpy.save(dict(weights)))
+        put_durably(self.folder / "final.safetensors", plain(weights))
         self.note(**facts)
 
     def close(self) -> None:
@@ -324,6 +327,10 @@ class RunStore:
         except OSError as error:
             os.ftruncate(file, end)
             raise StoreError(f"{self.folder / 'rounds.jsonl'} cannot be written: {error.strerror}.") from None
+
+    def copy(self, name: str, source: Path) -> None:
+        """One of the plain files, from another file."""
+        copy_durably(source, self.folder / name)
 
     def _rewrite(self, records: list[Round]) -> None:
         if self._lines is not None:

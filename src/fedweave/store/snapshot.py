@@ -40,16 +40,25 @@ class Snapshot:
     errands: Mapping[str, Array] = field(default_factory=dict)
 
 
-def pack(snapshot: Snapshot) -> dict[str, Host]:
+def pack(snapshot: Snapshot, copy: bool = True) -> dict[str, Host]:
     """Named ``state.<name>``, ``buffers``, ``layout`` and ``<part>.<name>``; what is no array becomes one without
-    dimensions."""
-    packed = {f"state.{name}": _host(value) for name, value in snapshot.state.items()}
-    packed["buffers"] = _host(snapshot.buffers)
+    dimensions.
+
+    Args:
+        copy: as it is now, whatever is done to it afterwards; False is for arrays that nobody writes to.
+    """
+
+    def host(value: Array) -> Host:
+        found = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+        return found.copy() if copy else found
+
+    packed = {f"state.{name}": host(value) for name, value in snapshot.state.items()}
+    packed["buffers"] = host(snapshot.buffers)
     packed["layout"] = np.frombuffer(snapshot.layout.encode(), np.uint8)
-    packed |= {f"memory.{name}": _host(value) for name, value in snapshot.memory.items()}
+    packed |= {f"memory.{name}": host(value) for name, value in snapshot.memory.items()}
     packed |= {f"clients.{name}": value for name, value in snapshot.clients.items()}
-    packed |= {f"course.{name}": _host(value) for name, value in snapshot.course.items()}
-    packed |= {f"errands.{name}": _host(value) for name, value in snapshot.errands.items()}
+    packed |= {f"course.{name}": host(value) for name, value in snapshot.course.items()}
+    packed |= {f"errands.{name}": host(value) for name, value in snapshot.errands.items()}
     packed |= {f"roster.{name}": value for name, value in snapshot.roster.items()}
     return packed
 
@@ -72,7 +81,3 @@ def unpack(packed: Mapping[str, Host], to: Callable[[Host], Array]) -> Snapshot:
         {name: back(value) if "." in name else value for name, value in parts[part].items()} for part in ("course", "errands")
     )
     return Snapshot(state, to(parts["buffers"][""]), memory, parts["clients"], layout, course, parts["roster"], errands)
-
-
-def _host(value: Array) -> Host:
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value).copy()

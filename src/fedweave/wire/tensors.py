@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedweave.blocks import parts
 from fedweave.errors import DataError
 from fedweave.values import Array, Arrays
 from fedweave.wire import headers
@@ -34,6 +35,9 @@ TYPES = {
 }  # fmt: skip
 """What arrays may hold: safetensors' names, NumPy's types."""
 _NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
+
+_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
+"""In which the library puts arrays of several types."""
 
 Host = npt.NDArray[Any]
 
@@ -87,10 +91,30 @@ def pieces(values: Mapping[str, Array], metadata: Mapping[str, str] | None = Non
     """The file, in pieces of a chunk at most."""
     head, arrays = header(values, metadata)
     yield head
+    yield from _data(arrays)
+
+
+def plain(values: Mapping[str, Host]) -> Iterator[bytes | memoryview]:
+    """The file without metadata, byte for byte as ``safetensors.numpy.save`` makes it, in pieces of a chunk at most."""
+    described, end = {}, 0
+    order = sorted(values, key=lambda name: (_ORDER.index(_NAMES[values[name].dtype.newbyteorder("=")]), name))
+    for name in order:
+        value = values[name]
+        begin, end = end, end + value.nbytes
+        kind = _NAMES[value.dtype.newbyteorder("=")]
+        described[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [begin, end]}
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    yield from _data(np.ascontiguousarray(values[name]) for name in order)
+
+
+def _data(arrays: Iterable[Host]) -> Iterator[memoryview]:
     for array in arrays:
-        flat = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
-        for start in range(0, flat.nbytes, CHUNK):
-            yield flat[start : start + CHUNK].data
+        for part in parts(array):
+            flat = part.astype(part.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+            for start in range(0, flat.nbytes, CHUNK):
+                yield flat[start : start + CHUNK].data
 
 
 def encode(values: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
