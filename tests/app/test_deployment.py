@@ -82,7 +82,7 @@ def test_up_ends_in_the_bits_of_run_though_its_processes_are_killed(tmp_path: Pa
 
 
 def test_up_goes_on_with_what_was_ended(tmp_path: Path) -> None:
-    flags = [*FLAGS[:-6], "--rounds", "9", "--model", "logistic", "--epochs", "1", "--engine", "eager", "--quiet"]
+    flags = [*FLAGS[:-6], "--rounds", "150", "--model", "logistic", "--epochs", "1", "--engine", "eager", "--quiet"]
     run("run", *flags, "--out", str(tmp_path / "simulated"))
     up, lines = fedweave("up", *flags, "--out", "real", cwd=tmp_path), tmp_path / "real" / "rounds.jsonl"
     while up.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 2):
@@ -91,7 +91,7 @@ def test_up_goes_on_with_what_was_ended(tmp_path: Path) -> None:
     out, _ = up.communicate(timeout=240)
     stopped = load_result(tmp_path / "real")
     assert stopped.status == "interrupted", out
-    assert 0 < len(stopped.history) < 9
+    assert 0 < len(stopped.history) < 150
     # Other flags are another run; the same, or none, are this one.
     real = str(tmp_path / "real")
     refused = CliRunner().invoke(app, ["up", *flags, "--lr", "0.5", "--out", real])
@@ -104,7 +104,7 @@ def test_up_goes_on_with_what_was_ended(tmp_path: Path) -> None:
     assert again.returncode == 0, out
     assert bits(tmp_path / "real") == bits(tmp_path / "simulated")
     # One that is over has nothing to go on with, and says how it ended.
-    assert "9 rounds are done" in run("up", *flags, "--out", real)
+    assert "150 rounds are done" in run("up", *flags, "--out", real)
     simulated = CliRunner().invoke(app, ["up", *flags, "--out", str(tmp_path / "simulated")])
     assert "`fedweave up` did not begin" in " ".join(simulated.output.split())
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,5 +42,15 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = pgserver.get_server(tmp_path_factory.mktemp("pg"))
     except Exception as error:
         pytest.skip(f"PostgreSQL cannot be started here: {error}")
+    import psycopg
+
+    end = time.monotonic() + 60
+    while True:  # it may be said to have started before it takes connections
+        try:
+            psycopg.connect(server.get_uri()).close()
+            break
+        except psycopg.OperationalError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
     yield server.get_uri()
     server.cleanup()

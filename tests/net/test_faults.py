@@ -201,10 +201,8 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
                 killed += processes[k].wait() == -signal.SIGKILL
                 processes[k] = client(k)
         assert server.returncode == 0, trial.log.read_text()[-3000:]
-        for process in processes.values():
-            process.wait(120)
     finally:
-        for process in [server, *processes.values()]:
+        for process in [server, *processes.values()]:  # who came back when it was over waits for ever
             process.kill()
             process.wait()
     assert trial.check(folders)["acknowledged"] <= clients * rounds

@@ -103,7 +103,12 @@ class RunStore:
                 self._lock.close()
                 raise StoreError(f"The run in {folder} is open in another process. Wait for it, or end it, first.") from None
         self.blobs = Blobs(folder / "blobs")
-        self._engine = database(folder, url)
+        try:
+            self._engine = database(folder, url)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
         self._waiting: list[Round] = []
         self._seen: list[Observed] = []
         self._lines: IO[bytes] | None = None
