@@ -18,7 +18,7 @@ def keep_freed() -> bool:
     """Have this process keep what it frees for its next step; whether that was done.
 
     A step allocates and frees the same few megabytes each time. glibc gives them back to the system, which hands them out again
-    page by page, each emptied first: a quarter of a step of a character LSTM. Only with glibc, and not if the environment says
+    page by page, each emptied first: a fifth of a step of a character LSTM. Only with glibc, and not if the environment says
     how its heap is to work.
     """
     if sys.platform != "linux" or any(name in os.environ for name in NAMES):
