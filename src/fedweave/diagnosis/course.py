@@ -236,7 +236,8 @@ def jitter(run: Run, one: Observed) -> float:
     SGD that has come to rest in a quadratic valley is above its bottom by ``lr / 4`` times the mean squared gradient of a step
     (from E[w . grad L] = lr / 2 E[|g|^2]: Yaida, "Fluctuation-dissipation relations for stochastic gradient descent", ICLR
     2019). The change of a client whose steps have nothing in common has the squared norm ``n_k^2 = lr^2 tau_k E[|g|^2]``; where
-    they turn back within a round, the estimate is too low. What clients have in common, ``pairwise``, is no jitter and left out.
+    they turn back within a round, the estimate is too low. What clients have in common, ``pairwise``, is no jitter, and left
+    out.
     """
     local, moved = run.local, (one.steps > 0) & np.isfinite(one.norm)
     lr = local.lr * local.lr_decay ** (one.number - 1) / (1 - local.momentum)
