@@ -167,12 +167,12 @@ class Deployment:
     def _watch(self, interrupt: Interrupt) -> None:
         coordinator, told = self.processes["coordinator"], False
         while True:
+            if interrupt.asked and not told:
+                coordinator.stop(signal.SIGINT)
+                told = True
             try:
                 event = self.events.get(timeout=0.2)
             except queue.Empty:
-                if interrupt.asked and not told:
-                    coordinator.stop(signal.SIGINT)
-                    told = True
                 self._look(told)
                 continue
             self.observer(event)
@@ -210,7 +210,7 @@ def resumed(out: Path, given: Config | None) -> Config:
         )
     before = Config.read(asked)
     if given is not None and given != before:
-        was, now = before.model_dump(), given.model_dump()
+        was, now = _flat(before.model_dump()), _flat(given.model_dump())
         changed = [f"{key} was {was[key]!r} and is {now[key]!r} now" for key in was if was[key] != now[key]]
         raise UsageError(
             f"{out} holds a run that was begun otherwise: {'; '.join(changed)}. Go on with it by `fedweave up --out {out}` "
@@ -237,3 +237,9 @@ def up(config: Config, out: Path, observer: Callable[[Event], None]) -> Any:
     if not _over(out):
         Deployment(config, out, observer).run()
     return load_result(out)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without tables in it, whose names are those of the flags."""
+    inner = [(name, value) for value in values.values() if isinstance(value, dict) for name, value in value.items()]
+    return {name: value for name, value in values.items() if not isinstance(value, dict)} | dict(inner)
