@@ -44,6 +44,8 @@ REACH = 10.0
 """Seconds in which a cluster must answer."""
 PATIENCE = 60.0
 """Seconds without any actor after which the run says that it is waiting."""
+STARTS = 5
+"""Actors, for each that lives and one more, that may be lost in a row while they start: nodes come and go."""
 
 VERSIONS = f"fedweave {sys.modules['fedweave'].__version__}, torch {torch.__version__}, NumPy {np.__version__}"
 """What all nodes must have alike."""
@@ -273,7 +275,7 @@ class RayCrew:
         if member.node is None:
             self._lost_starts += 1
             # What the actor itself raised it would raise again; a node may go while many of them start.
-            if getattr(error, "actor_init_failed", False) or self._lost_starts > STRIKES * (len(self.members) + 1):
+            if getattr(error, "actor_init_failed", False) or self._lost_starts > STARTS * (len(self.members) + 1):
                 raise EngineError(f"A process of the Ray cluster cannot start: {reason}") from None
             return
         self._next_look = 0.0
