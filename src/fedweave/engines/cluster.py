@@ -44,7 +44,7 @@ REACH = 10.0
 """Seconds in which a cluster must answer."""
 PATIENCE = 60.0
 """Seconds without any actor after which the run says that it is waiting."""
-STARTS = 5
+STARTS = 3
 """Actors, for each that lives and one more, that may be lost in a row while they start: nodes come and go."""
 
 VERSIONS = f"fedweave {sys.modules['fedweave'].__version__}, torch {torch.__version__}, NumPy {np.__version__}"
