@@ -9,8 +9,9 @@ memory it takes.
     python benchmarks/network.py large --mib 1024  3 clients, a large model: seconds, MiB/s, memory
     python benchmarks/network.py long              10,000 rounds of 10 clients: memory per round, rounds per second
 
-The clients are asyncio tasks of one process, each with a connection of its own. They make no model: they answer at once, with
-the same bytes in every round, so that what is measured is the coordinator.
+The clients are asyncio tasks of one process, each with a connection, a certificate and a key of its own, unless ``--insecure``.
+They make no model: they answer at once, with the same bytes in every round, so that what is measured is the coordinator, and
+beside it, on the same cores, the clients' half of the protocol.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,11 @@ import grpc
 import numpy as np
 
 from fedweave.config import Config
+from fedweave.net import tls
+from fedweave.net.certified import Seal
 from fedweave.net.gate import NAME
+from fedweave.net.identity import Identity, enrol
+from fedweave.net.pki import Authority
 from fedweave.wire import CHUNK, INLINE, Blob, Outlet, encode, write
 from fedweave.wire import fedweave_pb2 as pb
 from fedweave.wire.methods import METHODS, path
@@ -55,9 +63,14 @@ class Seen:
 class Client:
     """One client: polls, fetches, commits."""
 
-    def __init__(self, address: str, number: int, update: Outlet, seen: Seen) -> None:
+    def __init__(self, address: str, number: int, update: Outlet, seen: Seen, identity: Identity | None) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        self.channel = grpc.aio.insecure_channel(address, options=options)
+        if identity is None:
+            self.channel = grpc.aio.insecure_channel(address, options=options)
+            self.sign: Callable[[str, Any], None] = lambda method, request: None
+        else:
+            self.channel = grpc.aio.secure_channel(address, tls.channel_credentials(identity), options=options)
+            self.sign = Seal(identity)
         self.calls = {
             name: self.channel.unary_unary(path(name), asked.SerializeToString, given.FromString)
             for name, (asked, given) in METHODS.items()
@@ -66,6 +79,7 @@ class Client:
         self.metadata = ((NAME, f"c{number}"),)
 
     async def call(self, method: str, request: Any) -> Any:
+        self.sign(method, request)
         return await self.calls[method](request, timeout=600, metadata=self.metadata, wait_for_ready=True)
 
     async def live(self) -> None:
@@ -107,7 +121,7 @@ class Client:
 class Bench:
     """A coordinator in a process of its own, in a temporary folder."""
 
-    def __init__(self, size: int, clients: int, rounds: int, **more: Any) -> None:
+    def __init__(self, size: int, clients: int, rounds: int, secure: bool, **more: Any) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedweave-bench-"))
         self.size, self.clients, self.rounds, self.seen = size, clients, rounds, Seen()
         write(self.folder / "start.safetensors", {"w": np.zeros(size, np.float32)}, durable=False)
@@ -119,12 +133,20 @@ class Bench:
             self.update = Outlet(write(self.folder / "update", update, REPORT, durable=False), self.folder / "update")
         plain = {"initial": "start.safetensors", "clients": clients, "cohort": clients, "rounds": rounds, "model": "bench"}
         Config.make({**plain, "evaluate_every": 0, "data": "bench", **more}).write(self.folder / "config.toml")
+        self.identities: list[Identity | None] = [None] * clients
+        if secure:
+            authority = Authority.create(self.folder / "pki")
+            for k in range(clients):
+                token = authority.token(f"c{k + 1}")
+                self.identities[k] = enrol(self.folder / "clients" / f"c{k + 1}", token, authority.enrol)
+            authority.close()
         self.memory: list[tuple[int, int]] = []
         self.base, self.anonymous, self.mapped, self.peak = 0.0, 0.0, 0.0, 0.0
 
     def run(self, every: float = 1.0) -> dict[str, Any]:
         words = ["serve", str(self.folder / "config.toml"), "--out", str(self.folder / "run"), "--listen", "127.0.0.1:0"]
-        command = [sys.executable, "-m", "fedweave.app.cli", *words, "--insecure", "--events"]
+        how = ["--insecure"] if None in self.identities else ["--pki", str(self.folder / "pki")]
+        command = [sys.executable, "-m", "fedweave.app.cli", *words, *how, "--events"]
         with (self.folder / "events").open("w") as out:
             process = subprocess.Popen(command, stdout=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
@@ -142,7 +164,7 @@ class Bench:
             address = json.loads(first)["address"] if first.endswith("}") else ""
         began = time.monotonic()
         watching = asyncio.create_task(self._watch(process.pid, every))
-        everybody = [Client(address, k + 1, self.update, self.seen) for k in range(self.clients)]
+        everybody = [Client(address, k + 1, self.update, self.seen, who) for k, who in enumerate(self.identities)]
         await asyncio.gather(*(client.live() for client in everybody))
         seconds = time.monotonic() - began
         watching.cancel()
@@ -166,13 +188,13 @@ class Bench:
 
 
 def latency(options: Any) -> None:
-    found = Bench(20, 10, 300).run()
+    found = Bench(20, 10, 300, options.secure).run()
     ms = found["rounds"] * 1e3
     print(f"latency   10 clients, 20 values: median {np.median(ms):.1f} ms a round, 99% {np.percentile(ms, 99):.1f} ms")
 
 
 def polls(options: Any) -> None:
-    bench = Bench(20, options.clients, 10)
+    bench = Bench(20, options.clients, 10, options.secure)
     found = bench.run()
     at = np.sort(np.array(bench.seen.polls)).reshape(10, -1)
     waits = (at - at[:, :1]).reshape(-1) * 1e3
@@ -183,7 +205,7 @@ def polls(options: Any) -> None:
 
 
 def updates(options: Any) -> None:
-    bench = Bench(25_000, options.clients, options.rounds)
+    bench = Bench(25_000, options.clients, options.rounds, options.secure)
     found = bench.run()
     print(
         f"updates   {options.clients} clients x 100 kB: median {np.median(found['rounds']):.2f} s a round; "
@@ -191,8 +213,26 @@ def updates(options: Any) -> None:
     )
 
 
+def loopback(mib: int, block: int = 1 << 20) -> float:
+    """MiB/s of a plain TCP connection on this machine, from one thread to another."""
+    content, room, left = bytes(block), bytearray(block), mib * block
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as out,
+        server.accept()[0] as taken,
+    ):
+        sender = threading.Thread(target=lambda: [out.sendall(content) for _ in range(mib)])
+        began = time.monotonic()
+        sender.start()
+        while left:
+            left -= taken.recv_into(room, min(left, block))
+        seconds = time.monotonic() - began
+        sender.join()
+    return mib / seconds
+
+
 def large(options: Any) -> None:
-    bench = Bench(options.mib << 18, 3, 2)
+    bench = Bench(options.mib << 18, 3, 2, options.secure)
     source, copy = bench.folder / "start.safetensors", bench.folder / "copy"
     began = time.monotonic()
     shutil.copyfile(source, copy)
@@ -203,14 +243,15 @@ def large(options: Any) -> None:
     moved = (bench.seen.bytes_down + bench.seen.bytes_up) / (1 << 20)
     print(
         f"large     3 clients x {options.mib} MiB: {np.median(found['rounds']):.1f} s a round, "
-        f"{moved / found['seconds']:.0f} MiB/s down and up together (cp with sync: {copied:.0f} MiB/s); "
+        f"{moved / found['seconds']:.0f} MiB/s down and up together (cp with sync: {copied:.0f} MiB/s, "
+        f"loopback TCP: {loopback(options.mib):.0f} MiB/s); "
         f"coordinator {bench.peak:.0f} MiB at most: {bench.anonymous:.0f} MiB of its own, {bench.base:.0f} of them before the "
         f"first client, and {bench.mapped:.0f} MiB of files"
     )
 
 
 def long(options: Any) -> None:
-    bench = Bench(20, 10, options.long)
+    bench = Bench(20, 10, options.long, options.secure)
     found = bench.run(every=5.0)
     rounds, kib = np.array(bench.memory).T
     settled = rounds > min(500, options.long // 4)
@@ -233,6 +274,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of updates")
     parser.add_argument("--mib", type=int, default=1024, help="MiB of the large model")
     parser.add_argument("--long", type=int, default=10_000, help="rounds of long")
+    parser.add_argument("--insecure", dest="secure", action="store_false", help="no certificates, no signatures")
     options = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
