@@ -121,7 +121,7 @@ class Client:
 class Bench:
     """A coordinator in a process of its own, in a temporary folder."""
 
-    def __init__(self, size: int, clients: int, rounds: int, secure: bool, **more: Any) -> None:
+    def __init__(self, size: int, clients: int, rounds: int, secure: bool = True, **more: Any) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedweave-bench-"))
         self.size, self.clients, self.rounds, self.seen = size, clients, rounds, Seen()
         write(self.folder / "start.safetensors", {"w": np.zeros(size, np.float32)}, durable=False)

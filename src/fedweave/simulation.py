@@ -19,6 +19,7 @@ from fedweave import data as datasets
 from fedweave import policy as policies
 from fedweave import population as populations
 from fedweave import sampling as samplings
+from fedweave import store as stores
 from fedweave.algorithms import algorithm as named_algorithm
 from fedweave.algorithms import spell
 from fedweave.attacks import Attack
@@ -40,7 +41,7 @@ from fedweave.policy import Policy, Rules
 from fedweave.population import Effort, Source
 from fedweave.result import Result
 from fedweave.sampling import Sampling
-from fedweave.store import RunStore, unpack
+from fedweave.store import unpack
 from fedweave.terms import Terms
 
 IN_MEMORY = "in-memory"
@@ -249,7 +250,7 @@ def resume(
         MismatchError: the model or the data is not what the run began with.
     """
     folder = Path(folder)
-    store = RunStore.open(folder)
+    store = stores.RunStore.open(folder)
     try:
         about = store.about()
         if "run" in about:
@@ -286,7 +287,7 @@ def load_result(folder: str | Path) -> Result:
         StoreError: the folder holds no run, or its files are damaged.
     """
     folder = Path(folder)
-    store = RunStore.open(folder, reading=True)
+    store = stores.RunStore.open(folder, reading=True)
     try:
         about, config = store.about(), store.config()
         checkpoint = store.restore()

@@ -19,7 +19,7 @@ from fedweave.engines.vectorized import Vectorized, _Gradient
 from fedweave.local import Trainer, _Batch, gathered
 from fedweave.models import Model
 from fedweave.reduce import Reduction
-from fedweave.store import ClientStates, RunStore
+from fedweave.store import ClientStates
 
 FILE = "profile.json"
 
@@ -53,6 +53,8 @@ class Profile:
         def of(*functions: Callable[..., Any]) -> float:
             codes = {function.__code__ for function in functions if hasattr(function, "__code__")}
             return sum(spent.get(code, 0.0) for code in codes)
+
+        from fedweave.store import RunStore  # brings SQLAlchemy
 
         kind, reduction = type(algorithm), type(algorithm.reduce)
         inner = of(_Batch.__call__, _Gradient.__call__)

@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor, nn
 
-from fedweave import graph, names
+from fedweave import graph, names, store
 from fedweave import history as events
 from fedweave.config import Config
 from fedweave.contract import Algorithm
@@ -57,7 +57,7 @@ from fedweave.policy import FedAsync, FedBuff, cohort_size
 from fedweave.randomness import derive
 from fedweave.reduce.parallel import cores
 from fedweave.result import Result
-from fedweave.store import ClientStates, RunStore, Snapshot, pack, unpack
+from fedweave.store import ClientStates, Snapshot, pack, unpack
 from fedweave.terms import Terms
 
 Observer = Callable[[events.Event], None]
@@ -120,7 +120,7 @@ class Driver:
         self.timings: list[Timing] = []
         self.seeing = Seeing(config.seed, self.local, int(split.sizes.mean()))
         self._build()
-        self.store: RunStore | None = None
+        self.store: store.RunStore | None = None
         self.expected: dict[int, str] = {}
         self.start: Round | None = None
         self.history: list[Round] = []
@@ -194,7 +194,7 @@ class Driver:
             "model": self.label,
             **circumstances(),
         }
-        self.store = RunStore.create(folder)
+        self.store = store.RunStore.create(folder)
         try:
             self._keep_clients_in(folder)
             if self.split.spec is None:
@@ -214,7 +214,7 @@ class Driver:
         self.kept = ClientStates(folder, self.split.clients)
         self._build()
 
-    def go_on_from(self, store: RunStore) -> None:
+    def go_on_from(self, store: store.RunStore) -> None:
         checkpoint = store.restore()
         self.expected = {record.number: record.model_hash for record in store.history()}
         done = store.rewind(checkpoint.round)

@@ -35,7 +35,7 @@ COMPILING = 20.0
 SAVED = 1e-3
 """Seconds of a core that a compiled step of a mapped stack saves, with a wide margin: 2 ms became 0.15 ms."""
 WORTH = 0.02
-"""Seconds of a round from which more processes are worth their messages; a run of 50 times as many is worth their start."""
+"""Seconds of a round from which more processes are worth their messages; a run of 10 times as many is worth their start."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,6 @@ def _pays(model: Model, work: Work) -> bool:
 def _processes(model: Model, work: Work, kernel: str) -> int:
     """As many as there are cores and clients for, if a round is long enough."""
     took = seconds(model, work, kernel)
-    if not possible() or took < WORTH or took * work.rounds < 50 * WORTH:
+    if not possible() or took < WORTH or took * work.rounds < 10 * WORTH:
         return 1
     return max(1, min(cores(), work.cohort))
