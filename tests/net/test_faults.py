@@ -184,7 +184,7 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
         words += ["--workdir", str(folders[k]), "--data", f"faulty:load(number={k}, size={trial.size})"]
         return spawn(words, tmp_path / f"c{k + 1}.log")
 
-    lines, killed, done = trial.run / "rounds.jsonl", 0, -1
+    lines, killed, done, struck = trial.run / "rounds.jsonl", 0, -1, set[int]()
     processes = {k: client(k) for k in range(clients)}
     try:
         end = time.monotonic() + 300
@@ -196,11 +196,14 @@ def test_almost_a_third_of_the_clients_is_killed_in_each_round(tmp_path: Path) -
                 continue
             done, end = now, time.monotonic() + 300
             time.sleep(float(draw.uniform(0, 0.2)))
-            for k in draw.choice(clients, -(-clients * 3 // 10), replace=False).tolist():
+            struck = set(draw.choice(clients, -(-clients * 3 // 10), replace=False).tolist())
+            for k in struck:
                 processes[k].kill()
                 killed += processes[k].wait() == -signal.SIGKILL
                 processes[k] = client(k)
         assert server.returncode == 0, trial.log.read_text()[-3000:]
+        for k in set(range(clients)) - struck:
+            assert processes[k].wait(60) == 0, (tmp_path / f"c{k + 1}.log").read_text()[-3000:]
     finally:
         for process in [server, *processes.values()]:  # who came back when it was over waits for ever
             process.kill()

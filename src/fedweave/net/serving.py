@@ -37,6 +37,8 @@ AT_ONCE = 20_000
 """Calls under way at a time, polls that wait among them."""
 ENROLLING = 100
 """Enrolments under way at a time."""
+HANG_UP, TELL = 0.5, 5.0
+"""Seconds at most until calls that are under way are ended: when the process is to end, and when the run is over."""
 SERVING = "serving.json"
 """In the run's folder: the process that serves it, and its addresses."""
 
@@ -154,9 +156,10 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await watch
         web.close()
-        await server.stop(grace=0.5)
+        # Calls are answered at once when the run is over, and who does not hear its answer would ask for ever.
+        await server.stop(grace=TELL if service.ended else HANG_UP)
         if enrolling is not None:
-            await enrolling.stop(grace=0.5)
+            await enrolling.stop(grace=HANG_UP)
         await asyncio.to_thread(service.core.close)
         log.info("stopped", why=service.ended)
         (out / SERVING).unlink(missing_ok=True)
