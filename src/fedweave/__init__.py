@@ -65,7 +65,8 @@ def __getattr__(name: str) -> Any:
     if name == "matching":
         return import_module("fedweave.matching")
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        found = globals()[name] = getattr(import_module(_LATER[name]), name)
+        return found
     raise AttributeError(f"module 'fedweave' has no attribute {name!r}")
 
 

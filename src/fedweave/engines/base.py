@@ -48,6 +48,11 @@ class Job:
         """What the client at this position of the cohort is sent."""
         return self.algorithm.ask(self.state, int(self.clients[position]))
 
+    def asked_alike(self) -> Ask | None:
+        """What all clients are sent, if it is the same."""
+        alike = type(self).ask is Job.ask and type(self.algorithm).ask is Algorithm.ask
+        return self.ask(0) if alike else None
+
     def starts(self, position: int) -> Any:
         """The buffers [B] that it starts from."""
         return self.buffers

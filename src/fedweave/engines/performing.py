@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedweave.contract import Arrays, Update, Work
+from fedweave.contract import Arrays, Ask, Update, Work
 from fedweave.coordinator import BLOCK, Tally, fault
 from fedweave.data import Split
 from fedweave.diagnosis import Seen, observe, observe_stack
@@ -51,7 +51,8 @@ class Performer:
 
     def __call__(self, job: Job, unit: Unit) -> Done:
         positions, where = range(unit.first, unit.last), (unit.first, unit.last)
-        tasks = [self._task(job, p, unit.mine[p - unit.first]) for p in positions if job.efforts[p] is not None]
+        ask = job.asked_alike()
+        tasks = [self._task(job, p, unit.mine[p - unit.first], ask) for p in positions if job.efforts[p] is not None]
         whole = len(positions) > 1 and not job.apart
         # Buffers are nobody's but the server's in what can be stacked.
         stack = self.kernel.together(tasks) if whole and not self.unreduced and self.policy != "home" else None
@@ -78,6 +79,7 @@ class Performer:
         reduce, done = job.algorithm.reduce, 0
         assert isinstance(reduce, ByRows)
         each = size(stack.alone[0])
+        sent = {key: size(ask) for key, ask in {id(task.ask): task.ask for task in tasks}.items()}
         for start in range(unit.first, unit.last, BLOCK):
             stop, begun = min(start + BLOCK, unit.last), done
             dropped = tuple(int(job.clients[p]) for p in range(start, stop) if job.efforts[p] is None)
@@ -87,7 +89,7 @@ class Performer:
             examples, loss = [len(task.indices) for task in mine], 0.0
             for mean, count in zip(losses, examples, strict=True):
                 loss += mean * count
-            asked = sum(size(task.ask) + int(task.buffers.nbytes) for task in mine)
+            asked = sum(sent[id(task.ask)] + int(task.buffers.nbytes) for task in mine)
             steps = sum(stack.differing["steps"][begun:done])
             tally = Tally(len(mine), sum(examples), steps, loss, asked, each * len(mine), (), dropped)
             partial = reduce.add_rows(reduce.empty(), update) if mine else reduce.empty()
@@ -113,12 +115,12 @@ class Performer:
             sent = size(task.ask) + (0 if job.algorithm.prepares else int(job.starts(p).nbytes))
             yield Answer(task.client, sent, update, kept, outcome, sound)
 
-    def _task(self, job: Job, position: int, mine: Arrays | None) -> Task:
+    def _task(self, job: Job, position: int, mine: Arrays | None, ask: Ask | None) -> Task:
         client = int(job.clients[position])
         buffers = mine["buffers"] if self.policy == "home" and mine is not None else job.starts(position)
         return Task(
             client,
-            job.ask(position),
+            job.ask(position) if ask is None else ask,
             buffers,
             mine,
             np.asarray(self.split.indices(client), np.int64),

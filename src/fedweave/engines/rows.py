@@ -16,10 +16,11 @@ from fedweave.contract import Array, Arrays, Update
 def together(records: Sequence[Any], device: torch.device | None = None) -> Any:
     """One record for a stack: [K, ...] of arrays, [K, 1] of numbers, on ``device``; what is the same for all stays as it is.
     None of Nones."""
-    if records[0] is None:
-        return None
-    made = {name: _together([record[name] for record in records], device) for name in records[0]}
-    return type(records[0])(**made)
+    first = records[0]
+    if first is None or all(record is first for record in records):
+        return first
+    made = {name: _together([record[name] for record in records], device) for name in first}
+    return type(first)(**made)
 
 
 def _together(values: list[Any], device: torch.device | None) -> Any:

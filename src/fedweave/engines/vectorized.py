@@ -82,8 +82,14 @@ class Vectorized:
     def _groups(self, tasks: Sequence[Task]) -> dict[Any, list[int]]:
         """Positions of those that can be trained as one stack, by what they have in common."""
         groups: dict[Any, list[int]] = {}
+        known: dict[Any, Any] = {}
         for i, task in enumerate(tasks):
-            groups.setdefault(self._kind(task), []).append(i)
+            if task.mine is not None:
+                kind = self._kind(task)
+            else:
+                alike = (len(task.indices), id(task.local), task.turn.round, task.liar)
+                kind = known[alike] if alike in known else known.setdefault(alike, self._kind(task))
+            groups.setdefault(kind, []).append(i)
         return groups
 
     def _kind(self, task: Task) -> Any:
@@ -110,6 +116,7 @@ class Vectorized:
 
     def _room(self, tasks: Sequence[Task]) -> int:
         """How many of them can be trained together: the numbers of all their examples of all steps are listed at once."""
+        tasks = _unlike(tasks)
         steps = max(t.local.steps_for(len(t.indices)) if t.local is not None else 1 for t in tasks)
         longest = max(len(t.indices) if t.local is None else _batch(t) for t in tasks)
         return max(1, LISTED // (steps * longest))
@@ -179,10 +186,11 @@ class Vectorized:
         """Local steps taken, the sums of their losses [K], and how far each client went [K, D]."""
         local = tasks[0].local
         assert local is not None
-        steps = [t.local.steps_for(len(t.indices)) for t in tasks if t.local is not None]
+        takes = {(len(t.indices), id(t.local)): t.local.steps_for(len(t.indices)) for t in _unlike(tasks) if t.local}
+        steps = [takes[len(t.indices), id(t.local)] for t in tasks]
         order = np.argsort([-s for s in steps], kind="stable")
         sorted_ = [tasks[i] for i in order]
-        pace = sorted((s for s in steps), reverse=True)
+        pace = sorted(steps, reverse=True)
         ask, mine = pick(ask, order), pick(mine, order)
         start = self.algorithm.start(ask, mine)
         start = torch.broadcast_to(start, (len(tasks), start.shape[-1]))
@@ -283,6 +291,11 @@ def _gathered(trainer: Trainer, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Te
     if empty.any():
         y[torch.from_numpy(empty).to(y.device)] = IGNORED
     return x, y
+
+
+def _unlike(tasks: Sequence[Task]) -> list[Task]:
+    """One of each number of examples and way to train: what depends on nothing else is worked out once."""
+    return list({(len(t.indices), id(t.local)): t for t in tasks}.values())
 
 
 def _batch(task: Task) -> int:
