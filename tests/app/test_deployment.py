@@ -148,7 +148,10 @@ def test_a_served_run_is_looked_at_stopped_and_gone_on_with(tmp_path: Path) -> N
             time.sleep(0.05)
         assert "round over" in run("logs", str(folder))
         assert "after the round" in run("stop", str(folder))
-        assert coordinator.wait(30) == 0
+        said, _ = coordinator.communicate(timeout=30)
+        assert coordinator.returncode == 0
+        assert said.count("site has joined: 1 of 1 clients.") == 1
+        assert "round 1/3000" in said
         assert client.wait(30) == 0
         stopped = load_result(folder)
         assert stopped.status == "interrupted"
@@ -160,7 +163,10 @@ def test_a_served_run_is_looked_at_stopped_and_gone_on_with(tmp_path: Path) -> N
             assert again.poll() is None, again.communicate()
             time.sleep(0.1)
         run("stop", str(folder))
-        assert again.wait(30) == 0
+        said, _ = again.communicate(timeout=30)
+        assert again.returncode == 0
+        assert f"resumed after round {len(stopped.history)}" in said
+        assert "has joined" not in said
         client.wait(30)
         history = load_result(folder).history
         assert [r.number for r in history] == list(range(1, len(history) + 1))

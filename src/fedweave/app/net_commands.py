@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEPLOY = "Deployment"
 Listen = Annotated[str, typer.Option(help="Host and port that clients call; port 0 is any that is free.")]
+NAMED = 20
+"""Clients whose joining is shown one by one; of more, every hundredth."""
 Insecure = Annotated[bool, typer.Option("--insecure", help="No certificates, and so for this machine alone.")]
 
 
@@ -85,7 +87,7 @@ def serve(
     """Coordinate a run of real clients, until it is over; started again, it goes on where it was."""
     import asyncio
 
-    from fedweave.app import settings, told
+    from fedweave.app import live, settings, told
     from fedweave.config import Config
     from fedweave.net.run import Limits
     from fedweave.net.serving import Serving
@@ -103,11 +105,15 @@ def serve(
             sys.stdout.write(jsonlib.dumps({"event": "Serving", "address": address}) + "\n")
             sys.stdout.flush()
         else:
-            typer.echo(f"Serving {folder} on {address}.")
+            typer.echo(f"Serving {folder} on {address}. Ctrl-C ends it after the round in progress; what is done is kept.")
+
+    def met(name: str, joined: int, of: int) -> None:
+        if not events and (joined <= NAMED or joined % 100 == 0 or joined == of):
+            typer.echo(f"{name} has joined: {joined:,} of {of:,} clients.")
 
     how = Serving(
         listen, http, gate, limits=Limits(round_seconds, silent_seconds), evaluator=evaluator, linger=linger,
-        observer=tell if events else None, url=ledger, ready=ready,
+        observer=tell if events else live.Lines(), url=ledger, ready=ready, met=met,
     )  # fmt: skip
     message = asyncio.run(serving(None if config is None else Config.read(config), folder, how))
     if not events:

@@ -40,11 +40,16 @@ class Federation:
         gate: says who calls.
         log: structlog's logger.
         seen: told of every call that is over: its name, its status code, its seconds.
+        met: told of a client that joins: its name, how many have, and of how many.
     """
 
-    def __init__(self, run: Run, gate: Gate, log: Any, seen: Callable[[str, str, float], None] | None = None) -> None:
+    def __init__(
+        self, run: Run, gate: Gate, log: Any, seen: Callable[[str, str, float], None] | None = None,
+        met: Callable[[str, int, int], None] | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.gate, self.log = run, gate, log
         self.count = seen or (lambda method, code, seconds: None)
+        self.met = met or (lambda name, joined, of: None)
         self.core = Core(run, self._changed, offline=self._offline)
         self.ended = ""
         self.told: set[int] = set()
@@ -192,12 +197,16 @@ class Federation:
             name, request.number - 1 if request.number else None, request.examples, request.own_training,
             request.role == pb.EVALUATOR,
         )  # fmt: skip
+        before = {member.name for member in self.run.members}
         why = None if wish.evaluator else declared(request.examples)
         found: Member | str = why if why is not None else await asyncio.wrap_future(self.core.submit(wish))
         if isinstance(found, str):
             self.log.warning("not admitted", client=name, why=found)
             return pb.JoinReply(run=self.run.id, refused=found)
         self.log.info("joined", client=name, number=found.number + 1, examples=found.examples)
+        if name not in before and not wish.evaluator:
+            joined = sum(member.number != EVALUATOR for member in self.run.members)
+            self.met(name, joined, self.run.population)
         self.contact[found.number] = time.monotonic()
         return pb.JoinReply(run=self.run.id, number=found.number + 1, settings=self.run.settings())
 

@@ -57,6 +57,7 @@ class Serving:
         observer: told of what happens, in the core's thread.
         url: of the ledger's database, if it is not SQLite in the folder.
         ready: told the address once calls are answered.
+        met: told of a client that joins: its name, how many have, and of how many.
         signals: whether SIGTERM and SIGINT end it, which only a process's main thread can be told.
     """
 
@@ -69,6 +70,7 @@ class Serving:
     observer: Callable[[history.Event], None] | None = None
     url: str | None = None
     ready: Callable[[str], None] | None = None
+    met: Callable[[str, int, int], None] | None = None
     signals: bool = True
 
 
@@ -121,7 +123,7 @@ async def _served(store: RunStore, serving: Serving, out: Path, log: Any) -> str
 
     try:
         run = Run(store, serving.limits, observed, log.warning, serving.evaluator)
-        service = Federation(run, serving.gate, log.bind(run=run.id), figures.call)
+        service = Federation(run, serving.gate, log.bind(run=run.id), figures.call, serving.met)
     except BaseException:
         store.close()
         raise
