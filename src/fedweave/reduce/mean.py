@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace, device, is_array_api_obj, is_numpy_array
 
-from fedweave.reduce.parallel import Scratch, fold
+from fedweave.reduce.parallel import LANES, Scratch, fold
 from fedweave.values import Array, Update
 
-COLUMNS = 1 << 14
-"""Values at a time: the float64 temporaries stay in the core's own cache."""
+COLUMNS, WIDE = 1 << 14, 1 << 16
+"""Values at a time: the float64 temporaries stay in the core's cache; of a long vector more, since each call costs too."""
 WAITING = 1 << 27
 """Bytes of updates that wait to be added, at most (one that is larger does not wait)."""
 
@@ -112,25 +112,27 @@ def _host(value: Array) -> Host:
 def _added(total: Host, rows: Sequence[tuple[float, Host]], apart: bool) -> None:
     """``total += sum(w u)``, each term rounded and added in order; ``apart``: that sum is made from 0 and then added."""
 
+    width = max(COLUMNS, min(WIDE, len(total) // LANES))
+
     def work(start: int, scratch: Scratch) -> None:
-        into = total[start : start + COLUMNS]
+        into = total[start : start + width]
         term = scratch.get("term", into.shape, np.float64)
         inner = into
         if apart:
             inner = scratch.get("inner", into.shape, np.float64)
             inner[...] = 0.0
         for weight, row in rows:
-            term[...] = row[start : start + COLUMNS]
+            term[...] = row[start : start + width]
             if weight != 1.0:
                 np.multiply(term, weight, out=term)
             np.add(inner, term, out=inner)
         if apart:
             np.add(into, inner, out=into)
 
-    if len(total) <= COLUMNS:
+    if len(total) <= width:
         work(0, Scratch())
     else:
-        fold(work, range(0, len(total), COLUMNS), len(rows) * len(total), products=False)
+        fold(work, range(0, len(total), width), len(rows) * len(total), products=False)
 
 
 def _summed(total: Host, rows: Host, weights: Sequence[float]) -> None:
@@ -143,6 +145,20 @@ def _summed(total: Host, rows: Host, weights: Sequence[float]) -> None:
     terms[0] = total
     np.multiply(rows, np.array(weights)[:, None], out=terms[1:], dtype=np.float64)
     np.add.reduce(terms, axis=0, out=total)
+
+
+def _divided(total: Total, weight: float) -> Host:
+    """``total / weight`` [D], rounded to float32 if that is what the updates are in, without a float64 array for all of it."""
+    if "float32" not in str(total.like.dtype):
+        return total.values / weight
+    quotient = np.empty(len(total.values), np.float32)
+
+    def work(start: int, scratch: Scratch) -> None:
+        part = total.values[start : start + WIDE]
+        quotient[start : start + WIDE] = np.divide(part, weight, out=scratch.get("quotient", part.shape, np.float64))
+
+    fold(work, range(0, len(quotient), WIDE), len(quotient), products=False)
+    return quotient
 
 
 @dataclass(frozen=True)
@@ -219,8 +235,8 @@ class Mean:
                 continue
             total = partial.totals[name]
             xp, on = array_namespace(total.like), device(total.like)
-            value = xp.asarray((total.values / partial.weight).reshape(total.shape), device=on)
-            mean[name] = xp.astype(value, total.like.dtype)
+            value = xp.asarray(_divided(total, partial.weight).reshape(total.shape), device=on)
+            mean[name] = value if value.dtype == total.like.dtype else xp.astype(value, total.like.dtype)
         return Update(weight=partial.weight, **mean)
 
 
