@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fedweave as fw
@@ -234,6 +234,13 @@ def agree(case: Case, x: Any, moment: Moment | None = None) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=scale * (4e-7 if x.dtype == np.float32 else 1e-9))
 
 
+def settled(case: Case, x: Any, moment: Moment) -> bool:
+    """Whether the definition gives nearly the same for nearly the same updates."""
+    exact = x.astype(np.float64)
+    wiggled = exact + 1e-6 * np.abs(exact).max() * np.random.default_rng(0).normal(size=x.shape)
+    return np.allclose(case.slow(exact, moment), case.slow(wiggled, moment), rtol=0, atol=1e-3 * np.abs(exact).max())
+
+
 def stack(seed: int, clients: int, columns: int = 7, dtype: Any = np.float32) -> Any:
     draw = np.random.default_rng(seed)
     return (draw.normal(size=(clients, columns)) * draw.uniform(0.1, 3, size=(clients, 1)) + 0.5).astype(dtype)
@@ -256,7 +263,10 @@ def test_every_rule_does_what_its_definition_says(case: Case, shape, round: int,
             base.check(case.rule, clients)
         return
     base.check(case.rule, clients)
-    agree(case, x, Moment(seed % 1000, round, stack(seed + 1, 1, columns)[0] if last else None))
+    moment = Moment(seed % 1000, round, stack(seed + 1, 1, columns)[0] if last else None)
+    # Mixed updates may be equally far from one another; which of them Krum then takes is the rounding's affair.
+    assume("NNM" not in repr(case) or settled(case, x, moment))
+    agree(case, x, moment)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "NNM" not in repr(c) and "Bucketing" not in repr(c)], ids=repr)
