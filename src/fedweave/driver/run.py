@@ -141,12 +141,11 @@ class Driver:
 
     def _tune(self) -> None:
         """Settle which engine it is by trying them. The configuration then names it, so that a resumed run has the same."""
-        setup = self.setup()
-        self.timings = tuned(setup, self.state, self.buffers, self.cohort, self.local)
-        best = self.timings[0]
+        with torch_threads(self.config.threads or 1):
+            self.timings = tuned(self.setup(), self.state, self.buffers, self.cohort, self.local)
+        best = self.timings[0].candidate
         self.model.load(self.state.weights, self.buffers)
-        changes = {"engine": best.candidate.engine, "workers": best.candidate.workers}
-        self.config = self.config.model_copy(update=changes)
+        self.config = self.config.model_copy(update={"engine": best.engine, "workers": best.workers})
 
     def setup(self) -> Setup:
         """What an engine is made from."""

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedweave.engines.base import Engine, Job
 
-PASSES = 3
-"""Times that each candidate is timed at least, taking turns; the fastest counts, since a machine is only ever slowed down."""
-
-
+PASSES, FIRST = 3, 2
+"""Times that each candidate is timed at least, taking turns, once it is among the last and before; the fastest counts, since a
+machine is only ever slowed down."""
+NEAR = 1.6
+"""Times the fastest's time up to which a candidate is tried on; the others are out."""
 ENOUGH = 50
 """Times after which more would tell nothing."""
 
@@ -45,7 +46,8 @@ def candidates(engines: Sequence[str], most: int) -> list[Candidate]:
 def calibrate(
     make: Callable[[Candidate], Engine | str], job: Job, found: Sequence[Candidate], seconds: float
 ) -> Iterator[Timing]:
-    """How long each candidate takes for a job, fastest first.
+    """How long each candidate takes for a job, fastest first. Those that are far behind at first are not tried any longer; the
+    others are timed on all of the job, if there is time for it: how it is shared out among processes depends on its length.
 
     Args:
         make: an engine of its own for a candidate, which may leave no trace in the run; or why it cannot be had.
@@ -56,6 +58,7 @@ def calibrate(
     engines: dict[Candidate, Engine] = {}
     refused: list[Timing] = []
     best: dict[Candidate, float] = {}
+    near: dict[Candidate, float] = {}
     try:
         for candidate in found:
             made = make(candidate)
@@ -63,24 +66,36 @@ def calibrate(
                 refused.append(Timing(candidate, None, made))
             else:
                 engines[candidate] = made
-        share = seconds / max(len(engines), 1) / (PASSES + 1)
+        share = seconds / max(len(engines), 1) / (FIRST + PASSES)
         part, whole = _fitting(job, next(iter(engines.values())), share) if engines else (job, 1.0)
+        began, left = time.perf_counter(), dict(engines)
         for engine in engines.values():
             _timed(engine, part)  # what is made once: processes, buffers, compiled code
-        began, passes = time.perf_counter(), 0
+        for _ in range(FIRST):
+            _pass(left, part, whole, best)
+        left = {c: engine for c, engine in left.items() if best[c] <= NEAR * min(best.values())}
+        if PASSES * sum(best[c] for c in left) <= seconds:
+            part, whole = job, 1.0
+        passes = 0
         while passes < PASSES or (time.perf_counter() - began < seconds and passes < ENOUGH):
-            for candidate, engine in engines.items():
-                best[candidate] = min(best.get(candidate, float("inf")), _timed(engine, part))
+            _pass(left, part, whole, near)
             passes += 1
-            if time.perf_counter() - began > 2 * seconds and passes:
+            if time.perf_counter() - began > 2 * seconds:
                 break
+        best |= near
         about = {candidate: engine.about for candidate, engine in engines.items()}
     finally:
         for engine in engines.values():
             engine.close()
-    for candidate in sorted(best, key=lambda c: best[c]):
-        yield Timing(candidate, best[candidate] * whole, about[candidate])
+    for candidate in sorted(best, key=lambda c: (c not in near, best[c])):
+        yield Timing(candidate, best[candidate], about[candidate])
     yield from refused
+
+
+def _pass(engines: Mapping[Candidate, Engine], job: Job, whole: float, best: dict[Candidate, float]) -> None:
+    """Each engine once; ``best`` is the least that it took so far, times ``whole``."""
+    for candidate, engine in engines.items():
+        best[candidate] = min(best.get(candidate, float("inf")), _timed(engine, job) * whole)
 
 
 def _timed(engine: Engine, job: Job) -> float:
