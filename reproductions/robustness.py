@@ -96,7 +96,8 @@ class Plain(Attack):
 def network() -> nn.Module:
     """The authors' network: two 3x3 convolutions of 32 and 64 channels, pooling, dropout, 128 units; 1,199,882 parameters.
 
-    No ReLU follows the second convolution, as in PyTorch's MNIST example of 2019: with one the median does not learn at all."""
+    No ReLU follows the second convolution, as in older versions of PyTorch's MNIST example: with one the median does not
+    learn."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.MaxPool2d(2), nn.Dropout2d(0.25)),
         *(nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import os
 import signal
@@ -107,13 +108,20 @@ def serve(
         else:
             typer.echo(f"Serving {folder} on {address}. Ctrl-C ends it after the round in progress; what is done is kept.")
 
+    lines = live.Lines()
+
+    def show(event: Any) -> None:
+        with contextlib.suppress(OSError):  # a run does not end because nobody reads what it says
+            lines(event)
+
     def met(name: str, joined: int, of: int) -> None:
         if not events and (joined <= NAMED or joined % 100 == 0 or joined == of):
-            typer.echo(f"{name} has joined: {joined:,} of {of:,} clients.")
+            with contextlib.suppress(OSError):
+                typer.echo(f"{name} has joined: {joined:,} of {of:,} clients.")
 
     how = Serving(
         listen, http, gate, limits=Limits(round_seconds, silent_seconds), evaluator=evaluator, linger=linger,
-        observer=tell if events else live.Lines(), url=ledger, ready=ready, met=met,
+        observer=tell if events else show, url=ledger, ready=ready, met=met,
     )  # fmt: skip
     message = asyncio.run(serving(None if config is None else Config.read(config), folder, how))
     if not events:
