@@ -17,7 +17,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((
 # What must have every line covered: the code whose mistakes would be silent.
 GATE := src/fedweave/contract.py,src/fedweave/reduce/*,src/fedweave/algorithms/*,src/fedweave/coordinator/*,src/fedweave/policy/*,src/fedweave/store/clients.py,src/fedweave/store/pages.py,src/fedweave/wiring.py,src/fedweave/frames.py,src/fedweave/assignment.py
 
-.PHONY: help demo test test-all test-faults check docs bench bench-peers format proto clean
+.PHONY: help demo test test-all test-faults check docs bench bench-alone format proto clean
 .NOTPARALLEL:
 
 help: ## Show this list
@@ -68,12 +68,12 @@ test-faults: $(VENV)/.ready-dev ## kill -9 at KILLS (200) random times and at ea
 BENCHMARKS := overhead.py|--rounds|1000 rounds.py|--passes|2 steps.py|--passes|2 scaling.py|--quick memory.py reductions.py|--quick \
   matching.py|--quick
 
-bench: $(VENV)/.ready-dev ## Measure fedweave alone, in a few minutes
+bench-alone: $(VENV)/.ready-dev ## Measure fedweave alone, in a few minutes
 	@for job in $(foreach job,$(BENCHMARKS),'$(job)'); do \
 	  echo "== benchmarks/$${job//|/ }"; $(BIN)/python benchmarks/$${job//|/ } || exit 1; \
 	done
 
-bench-peers: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 minutes, and 5 more once for their environments)
+bench: $(VENV)/.ready-dev ## Measure fedweave beside other simulators (25 minutes, and 5 more once for their environments)
 	@$(BIN)/python benchmarks/peers/run.py
 
 format: $(VENV)/.ready-dev ## Format the code and mend what can be mended by itself
