@@ -27,9 +27,9 @@ AGREED, KEPT = 0.3, 0.25
 """A course overshoots if the clients of a round agree by the first or more, and neighbouring rounds by at most the second of
 that."""
 
-STUCK, THROWN, SETTLED = 1.01, 1.5, 0.1
-"""A loss that stays so many times the initial model's is worse than not to train; clients whose loss in some round is so many
-times as high have been thrown up; and a course whose neighbouring rounds have this cosine has settled."""
+THROWN, SETTLED = 1.5, 0.1
+"""Clients whose loss in some round is so many times the initial model's have been thrown up; a course whose neighbouring rounds
+have this cosine has settled."""
 
 JITTER, HIGH, DRIFT = 0.1, 0.25, 0.5
 """Steps jitter if what they add to the loss is this part of the initial model's, the loss stays above the second part of it,
@@ -151,7 +151,7 @@ def learning_rate(run: Run, others: Sequence[Verdict], labels: Labels | None = N
     _, high = between(kept - KEPT * agreed)
     overshoots = low > AGREED and high < 0
     _, most = between(kept)
-    raised = [_thrown(run, numbers) if most < SETTLED else "", _stuck(run, numbers) if most < KEPT else ""]
+    raised = [_thrown(run, numbers) if most < SETTLED else "", _stuck(run, numbers) if most < DRIFT else ""]
     # Where labels are skewed a client's own steps go one way, which is drift and no jitter; so is what a bad client sends.
     other = blamed or (labels is not None and labels.skewed)
     raised += [_jitters(run, late, numbers) if most < DRIFT and not other else ""]
@@ -225,7 +225,7 @@ def _stuck(run: Run, numbers: dict[str, object]) -> str:
     if initial is None or len(late) < PAIRS:
         return ""
     numbers |= {"initial_loss": initial, "late_loss": float(np.median(late))}
-    if between(late)[0] <= STUCK * initial:
+    if between(late)[0] <= initial:
         return ""
     return f"The training loss of the second half, {np.median(late):.3g}, is above the initial model's {initial:.3g}."
 
