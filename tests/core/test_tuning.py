@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fedweave as fw
 from fedweave.app.report import write_report
 from fedweave.app.settings import amend
+from fedweave.driver.tuning import tuned
 from fedweave.engines import Block, Job, calibrating
 from fedweave.engines.calibrating import Candidate, Timing, calibrate, candidates
 from fedweave.errors import UsageError
@@ -104,6 +106,24 @@ def test_processes_that_are_tried(most: int, counts: list[int]) -> None:
 
 def digits() -> fw.data.Split:
     return fw.data.partition(fw.data.load("digits"), fw.IID(), clients=20, seed=0)
+
+
+def test_a_measured_run_tries_with_its_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fastest with another number of threads may be slow in the run."""
+    seen: list[int] = []
+
+    def tried(*arguments: Any) -> list[Timing]:
+        seen.append(torch.get_num_threads())
+        return tuned(*arguments, 0.05)
+
+    monkeypatch.setattr("fedweave.driver.run.tuned", tried)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        fw.simulate(model="logistic", data=digits(), cohort=4, rounds=1, engine="measure", threads=1)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
 
 
 def test_a_measured_run_names_what_was_found_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
